@@ -1,0 +1,1 @@
+"""Analysis: from committed rounds to curves, tables and figures."""

@@ -1,0 +1,1 @@
+"""Slurm: cluster profiles, the job that runs a chain, and a local Slurm for tests."""

@@ -1,0 +1,1 @@
+"""Sweeps: plan, launch, watch and cancel chains of rounds."""
