@@ -1,0 +1,81 @@
+# make setup   .venv with the exact versions of requirements.txt (needs Python 3.11, pip, make; no root)
+# make demo    setup, a first sweep on an embedded data set, and its figure
+# make test    setup, what the tests need from Debian (root or sudo, once), then pytest; ARGS="-k pool" goes to pytest
+# make lint    ruff and mypy
+# make lock    resolves the newest versions that pyproject.toml allows into the two lock files
+# make clean   removes what the targets above made, results and figures excepted
+# Whatever is already there is not installed again.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := setup
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+UV_VERSION := 0.13.9
+UV := .tools/bin/uv
+PY := .venv/bin/python
+INSTALL := $(UV) pip install --quiet --python $(PY) --compile-bytecode
+COMPILE := $(UV) pip compile --quiet --python-version 3.11 --upgrade --no-annotate --custom-compile-command "make lock"
+
+# uv takes no Python but the one given, and does not read pip's settings: those of the environment are handed on
+export UV_PYTHON_DOWNLOADS := never
+unexport VIRTUAL_ENV PYTHONPATH PYTHONDONTWRITEBYTECODE
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+ifdef PIP_CERT
+export SSL_CERT_FILE ?= $(PIP_CERT)
+endif
+
+.PHONY: setup demo test lint lock clean debian
+
+setup: .venv/.run
+
+demo: setup
+	$(PY) sweeps/launch.py dataset=digits seeds=3
+	$(PY) analysis/curves.py
+	@ls figures/digits/*.png | sed 's/^/figure: /'
+
+test: .venv/.ffcv
+	$(PY) -m pytest $(ARGS)
+
+lint: .venv/.dev
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+lock: $(UV)
+	$(COMPILE) pyproject.toml -o requirements.txt
+	$(COMPILE) pyproject.toml --extra dev --extra ffcv -c requirements.txt -o requirements-dev.txt
+
+clean:
+	rm -rf .venv .tools build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(UV):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	    f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: say make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-user --upgrade \
+	    --target .tools uv==$(UV_VERSION)
+
+$(PY): | $(UV)
+	$(UV) venv --quiet --clear --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+
+.venv/.run: requirements.txt pyproject.toml | $(PY)
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# everything of the test lock that needs no library of the system
+.venv/.dev: requirements-dev.txt .venv/.run
+	grep -v '^ffcv==' requirements-dev.txt | $(INSTALL) -r -
+	@touch $@
+
+# built from source, with the locked setuptools rather than with whichever is the newest
+.venv/.ffcv: requirements-dev.txt .venv/.dev | debian
+	grep '^ffcv==' requirements-dev.txt | $(INSTALL) --no-deps --no-build-isolation -r -
+	@touch $@
+
+debian:
+	@bash tests/debian.sh
