@@ -37,7 +37,7 @@ demo: setup
 	$(PY) analysis/curves.py
 	@ls figures/digits/*.png | sed 's/^/figure: /'
 
-test: .venv/.ffcv
+test: debian .venv/.ffcv
 	$(PY) -m pytest $(ARGS)
 
 lint: .venv/.dev
@@ -78,4 +78,4 @@ $(PY): | $(UV)
 	@touch $@
 
 debian:
-	@bash tests/debian.sh
+	@PYTHON=$(PYTHON) bash tests/debian.sh

@@ -5,6 +5,11 @@ set -euo pipefail
 
 wanted=(g++ pkg-config libopencv-dev libturbojpeg0-dev slurm-wlm munge dataset-fashion-mnist)
 
+# Debian keeps its Python's header files in a package of their own; other builds of Python have them.
+read -r version headers < <("${PYTHON:-python3}" -c \
+    'import sys, sysconfig; print("%d.%d" % sys.version_info[:2], sysconfig.get_path("include"))')
+[ -e "$headers/Python.h" ] || wanted+=("libpython$version-dev")
+
 if ! command -v dpkg-query >/dev/null; then
     echo "make test: this is no Debian; install by hand what these packages hold, then run pytest: ${wanted[*]}" >&2
     exit 1

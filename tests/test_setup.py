@@ -16,12 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("requirements.txt", "requirements-dev.txt")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-URL_OR_HOST = re.compile(
-    r"://|--(extra-)?index|--find-links|--trusted|\b[\w-]+\.(com|org|net|io|dev)\b", re.I
-)
-# Folders in which a machine keeps its users' files, and the package registries of Python, Debian, npm, conda.
+URL_OR_HOST = re.compile(r"://|--(extra-)?index|--find-links|\b[\w-]+\.(com|org|net|io|dev)\b", re.I)
+# Folders in which a machine keeps its users' files, and the hosts that Python's, Debian's, npm's, conda's and
+# PyTorch's packages come from.
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(work|home|root|Users)/\w")
-REGISTRY = re.compile(r"\b(pypi|pythonhosted|debian|npmjs|anaconda|pytorch|nvidia)\.(org|com)\b", re.I)
+REGISTRY = re.compile(
+    r"pypi\.\w|(pythonhosted|deb\.debian|npmjs|anaconda|download\.pytorch)\.(org|com)", re.I
+)
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:
