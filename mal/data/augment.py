@@ -1,0 +1,89 @@
+"""Augmentation and normalisation of whole uint8 batches on the device, the same whatever the loader.
+
+The random choices of a training step are drawn on the host from (seed, round, phase, step) and are the same on every
+device; scoring and evaluation make none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mal.config import Dataset as Spec
+from mal.rng import generator
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random horizontal flip, random crop, normalisation.
+
+    crop: side of the crop in pixels (random in training, the centre otherwise), None for the whole image; pad_crop:
+    pixels of zero padding on each side before the crop; mean, std: float32 (1, C, 1, 1) of pixels in [0, 1].
+    """
+
+    flip: bool
+    crop: int | None
+    pad_crop: int
+    mean: Tensor
+    std: Tensor
+
+    def train(self, images: Tensor, key: tuple[int | str, ...]) -> Tensor:
+        """uint8 (B, C, H, W) to normalised float32 (B, C, h, w), randomly as the key says."""
+        random = generator(*key, "augment")
+        flips = random.random(len(images)) < 0.5
+        offsets = random.random((2, len(images)))
+        if self.crop is not None or self.pad_crop:
+            images = self._random_crop(images, offsets)
+        if self.flip:
+            mask = torch.from_numpy(flips).to(images.device, non_blocking=True)
+            images = torch.where(mask[:, None, None, None], images.flip(-1), images)
+        return self._normalise(images)
+
+    def evaluate(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) to normalised float32: the centre crop, no flip."""
+        if self.crop is not None:
+            top, left = (images.shape[-2] - self.crop) // 2, (images.shape[-1] - self.crop) // 2
+            images = images[..., top : top + self.crop, left : left + self.crop]
+        return self._normalise(images)
+
+    def _random_crop(self, images: Tensor, offsets: np.ndarray) -> Tensor:
+        size = self.crop or images.shape[-1]
+        images = F.pad(images, (self.pad_crop,) * 4)
+        room = np.array([[images.shape[-2] - size + 1], [images.shape[-1] - size + 1]])
+        corner = torch.from_numpy((offsets * room).astype(np.int64)).to(images.device, non_blocking=True)
+        span = torch.arange(size, device=images.device)
+        rows, columns = corner[0, :, None] + span, corner[1, :, None] + span
+        batch = torch.arange(len(images), device=images.device)[:, None, None, None]
+        channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
+        return images[batch, channels, rows[:, None, :, None], columns[:, None, None, :]]
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return images.float().div_(255).sub_(self.mean).div_(self.std)
+
+
+def build_augmentation(spec: Spec, images: np.ndarray, pool: np.ndarray, device: torch.device) -> Augmentation:
+    """The augmentation of a dataset, normalised by the mean and deviation of the pool's pixels (labels not needed)."""
+    mean, std = pixel_statistics(images[pool])
+    shape = (1, spec.channels, 1, 1)
+    return Augmentation(
+        flip=spec.flip,
+        crop=spec.crop,
+        pad_crop=spec.pad_crop,
+        mean=torch.tensor(mean, dtype=torch.float32).view(shape).to(device),
+        std=torch.tensor(std, dtype=torch.float32).view(shape).to(device),
+    )
+
+
+def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation a channel of uint8 (N, C, H, W) in units of 1/255 brightness, exactly, by histogram."""
+    mean, std = [], []
+    values = np.arange(256) / 255
+    for channel in range(images.shape[1]):
+        share = np.bincount(images[:, channel].ravel(), minlength=256) / images[:, channel].size
+        mean.append(float(share @ values))
+        std.append(max(float(np.sqrt(share @ (values - mean[-1]) ** 2)), 1e-6))
+    return np.array(mean), np.array(std)

@@ -1,0 +1,74 @@
+"""From a specification to a pool: the images, the oracle's labels, the test set and the pool's indices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mal.config import Dataset as Spec
+from mal.data.sources import SOURCES, Split, stratified, check_split, pool_hash
+from mal.pool import Oracle
+from mal.rng import generator
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a chain works on.
+
+    images: uint8 (N, C, H, W) of the whole training set; pool: int64 sorted absolute indices into it; oracle: its
+    labels; test: images and labels; digest: SHA-256 of pool, images and labels.
+    """
+
+    spec: Spec
+    images: np.ndarray
+    pool: np.ndarray
+    oracle: Oracle
+    test: Split
+    digest: str
+
+
+def load(spec: Spec, data: Path, seed: int) -> Dataset:
+    """Read, check and cut down the dataset of one chain.
+
+    seed: draws the class ratios of an imbalanced variant (each run has its own, Section 4.1), nothing else.
+    """
+    train, test = SOURCES[spec.source](spec, data)
+    check_split(spec.name, "training", train, spec, spec.train)
+    check_split(spec.name, "test", test, spec, spec.test)
+    pool = choose_pool(spec, train.labels, seed)
+    return Dataset(spec, train.images, pool, Oracle(train.labels), test, pool_hash(train, pool))
+
+
+def choose_pool(spec: Spec, labels: np.ndarray, seed: int) -> np.ndarray:
+    """The pool's absolute indices, int64 sorted: all, or `dataset.pool` of them, then thinned by `dataset.imbalance`."""
+    pool = np.arange(len(labels))
+    if spec.pool is not None:
+        pool = stratified(labels, spec.pool, generator("pool", spec.source, spec.pool))
+    if spec.imbalance:
+        pool = thin(pool, labels, spec.imbalance, spec.minimum, spec.classes, generator("imbalance", spec.name, seed))
+    return pool
+
+
+def thin(
+    pool: np.ndarray,
+    labels: np.ndarray,
+    ratios: list[float],
+    minimum: int,
+    classes: int,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """Keep a ratio of each class, each ratio for an equal share of the classes drawn without replacement.
+
+    The paper's CIFAR100-Imbalanced (Section 4.1): ratios 10^-2 ... 10^0 for 20 classes each, the smallest class 5.
+    """
+    if classes % len(ratios):
+        raise ValueError(f"dataset.imbalance: {len(ratios)} ratios do not divide {classes} classes evenly.")
+    ratio_of = dict(zip(random.permutation(classes).tolist(), np.repeat(ratios, classes // len(ratios)), strict=True))
+    kept = []
+    for label in range(classes):
+        members = pool[labels[pool] == label]
+        count = min(len(members), max(minimum, round(ratio_of[label] * len(members))))
+        kept.append(random.choice(members, size=count, replace=False))
+    return np.sort(np.concatenate(kept))

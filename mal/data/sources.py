@@ -1,0 +1,162 @@
+"""Readers of datasets in their real on-disk formats: `read(spec, data)` gives images and labels as arrays.
+
+A source knows files, not protocols: which subset is the pool is decided in `mal.data.dataset` from the specification.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mal.config import Dataset as Spec
+from mal.registry import Registry
+from mal.rng import generator
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+@dataclass(frozen=True)
+class Split:
+    """images: uint8 (N, C, H, W); labels: int64 (N,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+Source = Callable[[Spec, Path], tuple[Split, Split]]
+SOURCES: Registry[Source] = Registry("dataset source")
+
+
+@SOURCES.register("digits")
+def read_digits(spec: Spec, data: Path) -> tuple[Split, Split]:
+    """scikit-learn's digits with a fixed split: of each class the same share is test, drawn once for all seeds."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+    labels = bunch.target.astype(np.int64)
+    test = stratified(labels, spec.test, generator("test split", "digits"))
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    return Split(images[train], labels[train]), Split(images[test], labels[test])
+
+
+@SOURCES.register("fashion_mnist")
+def read_fashion_mnist(spec: Spec, data: Path) -> tuple[Split, Split]:
+    """Fashion-MNIST's idx files, plain or gzipped, in DATA/fashion-mnist or where Debian's package puts them."""
+    places = [data / "fashion-mnist", DEBIAN_FASHION_MNIST]
+    folder = next((p for p in places if any(p.glob("train-images-idx3-ubyte*"))), None)
+    if folder is None:
+        raise ValueError(
+            f"fashion_mnist: no train-images-idx3-ubyte[.gz] in {' or '.join(map(str, places))}. Put the four idx files "
+            "there, set data=DIR, or install Debian's package dataset-fashion-mnist."
+        )
+    splits = []
+    for part in ("train", "t10k"):
+        images = _read_idx(folder, f"{part}-images-idx3-ubyte", dimensions=3)
+        labels = _read_idx(folder, f"{part}-labels-idx1-ubyte", dimensions=1)
+        splits.append(Split(images[:, None], labels.astype(np.int64)))
+    return splits[0], splits[1]
+
+
+@SOURCES.register("cifar100")
+def read_cifar100(spec: Spec, data: Path) -> tuple[Split, Split]:
+    """CIFAR100's python version (DATA/cifar-100-python/{train,test}), the files that torchvision unpacks; read without running code from them."""
+    folder = data / "cifar-100-python"
+    return _read_cifar100(folder / "train"), _read_cifar100(folder / "test")
+
+
+def check_split(name: str, part: str, split: Split, spec: Spec, expected: int) -> None:
+    """Refuse images and labels that are not what the specification says, with a ValueError."""
+    images, labels = split.images, split.labels
+    shape = (spec.channels, spec.size, spec.size)
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
+        raise ValueError(f"{name}: {part} images are {images.dtype} {images.shape[1:]}, not uint8 {shape}.")
+    if len(images) != len(labels):
+        raise ValueError(f"{name}: {len(images)} {part} images but {len(labels)} labels.")
+    if len(images) != expected:
+        key = "train" if part == "training" else "test"
+        raise ValueError(
+            f"{name}: {len(images)} {part} images where {expected} are expected: the files are not whole, or set "
+            f"dataset.{key}={len(images)} if this is what you mean."
+        )
+    if labels.min() < 0 or labels.max() >= spec.classes:
+        raise ValueError(f"{name}: {part} labels from {labels.min()} to {labels.max()}, not 0 to {spec.classes - 1}.")
+
+
+def pool_hash(train: Split, pool: np.ndarray) -> str:
+    """SHA-256 over the pool's indices, images and labels: what a run on another pool is refused by."""
+    digest = hashlib.sha256()
+    for array in (pool, train.images, train.labels):
+        digest.update(str((array.dtype.str, array.shape)).encode())
+        digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+    return digest.hexdigest()
+
+
+def stratified(labels: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """`count` indices, of each class nearly the same share of its images; sorted."""
+    order = random.permutation(len(labels))
+    rank = np.empty(len(labels), dtype=np.float64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(np.lexsort((np.arange(len(labels)), rank))[:count])
+
+
+def _read_idx(folder: Path, stem: str, dimensions: int) -> np.ndarray:
+    """An idx file of unsigned bytes: two zero bytes, type 8, the number of dimensions, the sizes, the data."""
+    path = next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None)
+    if path is None:
+        raise ValueError(f"{folder / stem}[.gz] is missing; it belongs to fashion_mnist's four idx files.")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): it is cut or damaged; fetch it again.") from None
+    header = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
+        raise ValueError(f"{path} is not an idx file of {dimensions}-dimensional unsigned bytes.")
+    shape = tuple(np.frombuffer(content, dtype=">u4", count=dimensions, offset=4).astype(int))
+    if len(content) != header + int(np.prod(shape)):
+        raise ValueError(
+            f"{path} holds {len(content) - header} bytes of data where its header says {int(np.prod(shape))}: it is cut."
+        )
+    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """CIFAR100's pickles hold dicts, lists, bytes and numpy arrays; anything else in one is refused."""
+
+    ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in an image file")
+        return super().find_class(module, name)
+
+
+def _read_cifar100(path: Path) -> Split:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: unpack cifar-100-python.tar.gz in the folder that data= names.")
+    try:
+        with path.open("rb") as file:
+            content = _PlainUnpickler(file, encoding="latin1").load()
+        images = np.asarray(content["data"])
+        labels = np.asarray(content["fine_labels"], dtype=np.int64)
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not CIFAR100's python version ({error}): it is cut or damaged.") from None
+    if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3 * 32 * 32:
+        raise ValueError(f"{path}: data is {images.dtype} {images.shape}, not uint8 (N, 3072).")
+    return Split(images.reshape(-1, 3, 32, 32), labels)

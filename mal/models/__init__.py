@@ -1,0 +1,1 @@
+"""Networks: feature encoders F (backbones), the heads C and D, the task model M."""

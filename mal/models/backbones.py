@@ -1,0 +1,98 @@
+"""Feature encoders F: (B, C, H, W) normalised images to (B, d) features.
+
+A backbone is a module with an attribute `features`, its d. Grey images are repeated to the three channels that the
+ImageNet architectures take. Initialisation is Xavier's, as the paper's (Section 4.1, Implementation details).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from mal.registry import Registry
+
+
+class BuildBackbone(Protocol):
+    """Builds a backbone from its configuration and the number of image channels."""
+
+    def __call__(self, config: dict[str, Any], channels: int) -> nn.Module: ...
+
+
+BACKBONES: Registry[BuildBackbone] = Registry("backbone")
+
+
+def build_backbone(config: dict[str, Any], channels: int) -> nn.Module:
+    """The backbone that a configuration names, Xavier-initialised from torch's random state."""
+    backbone = BACKBONES[config["name"]](config, channels)
+    xavier(backbone)
+    return backbone
+
+
+def xavier(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases for every convolution and linear layer (Glorot and Bengio 2010)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class SmallCNN(nn.Module):
+    """Two 3x3 convolutions a stage, three stages, global average: for grey images of 8 to 32 pixels."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for stage in range(3):
+            outputs = width * 2**stage
+            for inputs in (channels, outputs):
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+            if stage < 2:
+                layers.append(nn.MaxPool2d(2))
+            channels = outputs
+        self.layers = nn.Sequential(*layers)
+        self.features = channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, d)."""
+        return cast(Tensor, self.layers(images)).mean(dim=(2, 3))
+
+
+class ThreeChannels(nn.Module):
+    """A network for colour images that also takes grey ones, repeated to three channels."""
+
+    def __init__(self, layers: nn.Module, features: int) -> None:
+        super().__init__()
+        self.layers = layers
+        self.features = features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1 or 3, H, W) to (B, d)."""
+        features = self.layers(images.expand(-1, 3, -1, -1))
+        return torch.flatten(features, 1)
+
+
+@BACKBONES.register("small_cnn")
+def small_cnn(config: dict[str, Any], channels: int) -> nn.Module:
+    """Not in the paper: a network that a CPU trains in seconds."""
+    return SmallCNN(channels, int(config["width"]))
+
+
+@BACKBONES.register("resnet18")
+def resnet18(config: dict[str, Any], channels: int) -> nn.Module:
+    """torchvision's ResNet18 without its last layer: 11,176,512 parameters, d = 512 (appendix B: 11.18M)."""
+    from torchvision.models import resnet18 as build
+
+    network = build(weights=None)
+    network.fc = nn.Identity()
+    return ThreeChannels(network, 512)
+
+
+@BACKBONES.register("vgg16_bn")
+def vgg16_bn(config: dict[str, Any], channels: int) -> nn.Module:
+    """torchvision's VGG16-BN convolutions, pooled to 7x7: 14,723,136 parameters, d = 25,088 (appendix B: 14.72M)."""
+    from torchvision.models import vgg16_bn as build
+
+    return ThreeChannels(nn.Sequential(build(weights=None).features, nn.AdaptiveAvgPool2d(7)), 512 * 7 * 7)

@@ -1,0 +1,109 @@
+"""The ledger of a chain: which pool indices are labelled in which round, and the oracle that sells labels.
+
+Indices are absolute everywhere: positions in the dataset's training set. The pool is the sorted subset of them that may
+be labelled (all of them, or what an imbalance or `dataset.pool` leaves).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mal import results
+from mal.results import DamagedRun
+from mal.rng import generator
+
+
+def initial_labelled(pool: np.ndarray, count: int, dataset: str, seed: int) -> np.ndarray:
+    """The labels of round 0: a uniform draw from (dataset, seed) alone, so the same for every method.
+
+    pool: int64 (N,) absolute indices. Returns int64 (count,), sorted.
+    """
+    if count > len(pool):
+        raise ValueError(f"initial={count} is more than the {len(pool)} images of the pool of {dataset}.")
+    return np.sort(generator("initial", dataset, seed).choice(pool, size=count, replace=False))
+
+
+def unlabelled(pool: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """The pool without the labelled: int64, sorted."""
+    return np.setdiff1d(pool, labelled, assume_unique=True)
+
+
+def check_labelled(labelled: np.ndarray, pool: np.ndarray, source: Path | str) -> None:
+    """Refuse labelled indices that are not sorted, unique and of this pool, with `DamagedRun` naming the file."""
+    if len(labelled) == 0 or np.any(np.diff(labelled) <= 0):
+        raise DamagedRun(f"{source}: the labelled indices are empty, unsorted or repeated; the file was edited.")
+    if len(strangers := np.setdiff1d(labelled, pool)):
+        raise DamagedRun(f"{source}: {len(strangers)} indices, e.g. {strangers[0]}, are not of this pool of {len(pool)}.")
+
+
+def check_query(query: np.ndarray, budget: int, candidates: np.ndarray, source: Path | str) -> None:
+    """Refuse a query that is not `budget` distinct unlabelled indices, with `DamagedRun` naming its source."""
+    if len(query) != budget:
+        raise DamagedRun(f"{source}: {len(query)} indices where the budget is {budget}.")
+    if len(np.unique(query)) < len(query):
+        raise DamagedRun(f"{source}: an index is queried twice.")
+    if len(strangers := np.setdiff1d(query, candidates)):
+        raise DamagedRun(f"{source}: {len(strangers)} queried indices, e.g. {strangers[0]}, are not unlabelled.")
+
+
+@dataclass(frozen=True)
+class State:
+    """What a round starts from. labelled: int64, sorted; parent: digest of the round before, None in round 0."""
+
+    labelled: np.ndarray
+    parent: str | None
+
+
+class Ledger:
+    """The labelled set of each round of one chain, read from its committed rounds and checked against the pool."""
+
+    def __init__(self, chain: Path, pool: np.ndarray, pool_hash: str, initial: np.ndarray, budget: int) -> None:
+        """pool, initial: int64 sorted; pool_hash: what names the images and labels of the pool."""
+        self.chain, self.pool, self.pool_hash = chain, pool, pool_hash
+        self.initial, self.budget = initial, budget
+
+    def state(self, number: int) -> State:
+        """What round `number` starts from; raises `DamagedRun` where a round before it is not what it should be."""
+        expected, parent = self.initial, None
+        for earlier in range(number):
+            committed = results.read_round(results.round_folder(self.chain, earlier))
+            self._check(committed, expected, parent)
+            if committed.query is None:
+                raise DamagedRun(
+                    f"{committed.folder} has no query: the chain was launched with rounds={earlier + 1}, whose last round "
+                    f"buys no labels. Run more rounds under another name=, or with rounds={earlier + 1} here."
+                )
+            expected = np.union1d(expected, committed.query)
+            parent = committed.digest
+        return State(labelled=expected, parent=parent)
+
+    def _check(self, committed: results.Round, expected: np.ndarray, parent: str | None) -> None:
+        source = committed.folder / results.LABELED
+        if committed.provenance.get("pool") != self.pool_hash:
+            raise DamagedRun(
+                f"{committed.folder} was run on another pool ({str(committed.provenance.get('pool'))[:12]}) than the "
+                f"dataset gives now ({self.pool_hash[:12]}): check data= or use another name=."
+            )
+        check_labelled(committed.labeled, self.pool, source)
+        if not np.array_equal(committed.labeled, expected):
+            raise DamagedRun(f"{source} does not follow from the rounds before it; the folders of chains were mixed.")
+        if committed.provenance.get("parent") != parent:
+            raise DamagedRun(f"{committed.folder} does not follow the round before it: its parent's hash differs.")
+        if committed.query is not None:
+            candidates = unlabelled(self.pool, committed.labeled)
+            check_query(committed.query, self.budget, candidates, committed.folder / results.QUERY)
+
+
+class Oracle:
+    """Sells labels, and counts: the one way from an index to its label. Methods never hold one."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        """labels: int64 (N,) or uint8 (N, H, W) of the whole training set, by absolute index."""
+        self._labels = labels
+
+    def label(self, indices: np.ndarray) -> np.ndarray:
+        """The labels of `indices`, in their order."""
+        return self._labels[indices]
