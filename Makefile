@@ -1,7 +1,7 @@
 # make setup   .venv with the exact versions of requirements.txt (needs Python 3.11, pip, make; no root)
 # make demo    setup, a first sweep on an embedded data set, and its figure
 # make test    setup, what the tests need from Debian (root or sudo, once), then pytest; ARGS="-k pool" goes to pytest
-# make lint    ruff and mypy
+# make lint    ruff and mypy; make format lets ruff rewrite what it can
 # make lock    resolves the newest versions that pyproject.toml allows into the two lock files
 # make clean   removes what the targets above made, results and figures excepted
 # Whatever is already there is not installed again.
@@ -28,7 +28,7 @@ ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
-.PHONY: setup demo test lint lock clean debian
+.PHONY: setup demo test lint format lock clean debian
 
 setup: .venv/.run
 
@@ -44,6 +44,10 @@ lint: .venv/.dev
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+format: .venv/.dev
+	.venv/bin/ruff check --fix --quiet || true
+	.venv/bin/ruff format
 
 lock: $(UV)
 	$(COMPILE) pyproject.toml -o requirements.txt

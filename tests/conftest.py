@@ -21,7 +21,12 @@ settings.load_profile("repeatable")
 def missing(marker: str) -> str | None:
     """What `marker` needs and this machine does not have; None where it can run."""
     if marker == "slurm":
-        absent = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
+        path = (
+            os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+        )  # where Debian puts daemons, for root's PATH only
+        absent = [
+            name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path=path)
+        ]
         return f"no {', '.join(absent)} on this machine (Debian: slurm-wlm, munge)" if absent else None
     if marker == "ffcv":
         return None if importlib.util.find_spec("ffcv") else "ffcv is not installed (make test installs it)"
