@@ -1,0 +1,122 @@
+"""Compiled loops, kept in numba's on-disk cache. Imported at first use: `import numba` alone takes a good part of a second.
+
+float32 features are subtracted and summed in float64, so every pair of points has one distance, however it is reached.
+"""
+
+import heapq
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, fastmath=True)
+def squared_distance(x_D, y_D):  # type: ignore[no-untyped-def]
+    """Squared Euclidean distance of two float32 rows, in float64."""
+    total = 0.0
+    for d in range(x_D.size):
+        step = np.float64(x_D[d]) - np.float64(y_D[d])
+        total += step * step
+    return total
+
+
+@njit(cache=True, fastmath=True)
+def dot(x_D, y_D):  # type: ignore[no-untyped-def]
+    """Inner product of two rows, in float64."""
+    total = 0.0
+    for d in range(x_D.size):
+        total += np.float64(x_D[d]) * np.float64(y_D[d])
+    return total
+
+
+@njit(cache=True, fastmath=True)
+def _lowest(products_B, norms_B):  # type: ignore[no-untyped-def]
+    low = norms_B[0] - np.float32(2) * products_B[0]
+    for j in range(1, norms_B.size):
+        value = norms_B[j] - np.float32(2) * products_B[j]
+        low = value if value < low else low
+    return low
+
+
+@njit(cache=True)
+def fold_products(products_RB, norms_B, first, rows_R, best_N, second_N, nearest_N):  # type: ignore[no-untyped-def]
+    """Fold |c|^2 - 2 x.c of a block of centres into each row's two lowest values and the nearest centre."""
+    for r in range(rows_R.size):
+        i = rows_R[r]
+        # Vectorised first: few rows have anything new in a block, and only those take the loop with branches.
+        if not _lowest(products_RB[r], norms_B) < second_N[i]:
+            continue
+        best, second, nearest = best_N[i], second_N[i], nearest_N[i]
+        for j in range(norms_B.size):
+            value = norms_B[j] - np.float32(2) * products_RB[r, j]
+            if value < best:
+                second, best, nearest = best, value, first + j
+            elif value < second:
+                second = value
+        best_N[i], second_N[i], nearest_N[i] = best, second, nearest
+
+
+@njit(cache=True)
+def _history(i, features_ND, centres_MD, picks_B, folded, gap, error, nearest):  # type: ignore[no-untyped-def]
+    """Exact squared distance of candidate i to the first `folded` centres, by the nearest alone where that is certain."""
+    labelled = centres_MD.shape[0]
+    low = np.inf
+    if folded > 0:
+        c_D = centres_MD[nearest] if nearest < labelled else features_ND[picks_B[nearest - labelled]]
+        low = squared_distance(features_ND[i], c_D)
+    if gap > 2 * error or low == 0:
+        return low
+    for c in range(folded):
+        c_D = centres_MD[c] if c < labelled else features_ND[picks_B[c - labelled]]
+        value = squared_distance(features_ND[i], c_D)
+        low = value if value < low else low
+    return low
+
+
+@njit(cache=True)
+def pick_centres(  # type: ignore[no-untyped-def]
+    features_ND, centres_MD, picks_B, picked, stop, pool_P, threshold, patience,
+    low_N, high_N, seen_N, folded_N, best_N, second_N, nearest_N, error_N,
+):  # fmt: skip
+    """Lazy greedy among the pool while its best is certain to be the best of all; returns the number picked so far.
+
+    Candidate i's squared distance to its nearest centre, over the first seen_N[i] centres, lies in [low_N[i], high_N[i]]
+    (exact where they are equal). It only falls as centres are added: high_N[i] is an upper bound for ever. Outside the
+    pool every high_N is below `threshold`. Stops at a candidate that is more than `patience` centres behind.
+    """
+    labelled = centres_MD.shape[0]
+    heap = [(-high_N[i], i) for i in pool_P]
+    heapq.heapify(heap)
+    while picked < stop and len(heap) > 0:
+        negative, i = heap[0]
+        if -negative < threshold:
+            break
+        now = labelled + picked
+        # At distance 0 nothing can fall any more.
+        if seen_N[i] < now and high_N[i] > 0:
+            if low_N[i] < high_N[i] and now - seen_N[i] > patience:
+                break
+            for c in range(seen_N[i], now):
+                c_D = centres_MD[c] if c < labelled else features_ND[picks_B[c - labelled]]
+                value = squared_distance(features_ND[i], c_D)
+                high_N[i] = min(high_N[i], value)
+            low_N[i] = min(low_N[i], high_N[i])
+            seen_N[i] = now
+            heapq.heapreplace(heap, (-high_N[i], i))
+            continue
+        if low_N[i] < high_N[i]:
+            rival = threshold
+            for child in range(1, min(3, len(heap))):
+                rival = max(rival, -heap[child][0])
+            if low_N[i] <= rival:
+                gap = np.float64(second_N[i]) - np.float64(best_N[i])
+                exact = _history(i, features_ND, centres_MD, picks_B, folded_N[i], gap, error_N[i], nearest_N[i])
+                high_N[i] = min(high_N[i], exact)
+                low_N[i] = high_N[i]
+                heapq.heapreplace(heap, (-high_N[i], i))
+                continue
+        heapq.heappop(heap)
+        high_N[i] = -1.0
+        low_N[i] = -1.0
+        picks_B[picked] = i
+        picked += 1
+    return picked

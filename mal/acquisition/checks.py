@@ -1,0 +1,65 @@
+"""What every acquisition asks of its arguments, so that all refuse the same things in the same words."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) between steps of a long loop; may raise to stop it."""
+
+Indices = NDArray[np.int64]
+Floats = NDArray[np.floating]
+
+
+def check_budget(budget: int, candidates: int) -> int:
+    """The budget as an int, or ValueError unless 1 <= budget <= candidates."""
+    if isinstance(budget, bool) or budget != int(budget) or not 1 <= budget <= candidates:
+        raise ValueError(f"budget={budget!r}: must be a whole number from 1 to the {candidates} candidates")
+    return int(budget)
+
+
+def check_features(features: ArrayLike, name: str, width: int | None = None) -> NDArray[np.float32]:
+    """A C-contiguous float32 (N, D) array, copied only where it is none yet; ValueError where it cannot be one."""
+    array = np.asarray(features)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"{name} has shape {array.shape}: must be (points, dimensions), with at least 1 dimension")
+    if width is not None and array.shape[1] != width:
+        raise ValueError(f"{name} has {array.shape[1]} dimensions: must have the candidates' {width}")
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def squared_norms(features_ND: NDArray[np.float32], name: str, block: int = 8192) -> NDArray[np.float64]:
+    """Squared lengths (N,) in float64, computed in blocks; ValueError for NaN, infinity or lengths above 1e18."""
+    norms = np.empty(len(features_ND), dtype=np.float64)
+    for start in range(0, len(features_ND), block):
+        rows = features_ND[start : start + block].astype(np.float64)
+        norms[start : start + block] = np.einsum("nd,nd->n", rows, rows)
+    # float32 products overflow beyond 3.4e38; the comparison is also False for NaN.
+    if not np.all(norms < 1e36):
+        worst = int(np.flatnonzero(~(norms < 1e36))[0])
+        raise ValueError(
+            f"{name}[{worst}] has the squared length {norms[worst]}: must be finite and below 1e36 (scale the features)"
+        )
+    return norms
+
+
+def check_probabilities(probabilities: ArrayLike, name: str, ndim: int) -> NDArray[np.floating]:
+    """A float array of `ndim` axes, the last one summing to 1 within 1e-3; ValueError otherwise."""
+    array = np.asarray(probabilities)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{name} has dtype {array.dtype}: must be floating point")
+    if array.ndim != ndim or array.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {array.shape}: must have {ndim} axes, the last one the classes")
+    for start in range(0, len(array), 8192):
+        block = array[start : start + 8192]
+        sums = block.sum(axis=-1, dtype=np.float64)
+        if not (np.all(np.abs(sums - 1) < 1e-3) and np.all(block >= 0)):
+            raise ValueError(f"{name} has rows that are no probabilities: each must be >= 0 and sum to 1 (logits given?)")
+    return array
+
+
+def report(progress: Progress | None, done: int, total: int) -> None:
+    """Call `progress` where there is one."""
+    if progress is not None:
+        progress(done, total)

@@ -1,0 +1,52 @@
+"""The device of a chain: which one, how many threads, reproducible kernels, mixed precision."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from mal.config import Chain
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device with the precision of the chain."""
+
+    torch: torch.device
+    bf16: bool
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """bf16 autocast for forward passes where precision=bf16, else nothing."""
+        return torch.autocast(self.torch.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def seed(self, seed: int) -> None:
+        """Seed what torch's own modules draw from (initialisation, dropout), on the host and on the device."""
+        torch.default_generator.manual_seed(seed)
+        if self.torch.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    @property
+    def name(self) -> str:
+        """For people: cpu, or the GPU's model."""
+        return torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else "cpu"
+
+
+def prepare_device(config: Chain) -> Device:
+    """Choose the device and make its arithmetic repeatable: a resumed run must equal an undisturbed one bit for bit.
+
+    Raises ValueError for device=cuda where there is none.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch finds no CUDA device: use device=auto or device=cpu.")
+    cuda = torch.cuda.is_available() and config.device != "cpu"
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if cuda:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by deterministic cuBLAS
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    return Device(torch.device("cuda" if cuda else "cpu"), bf16=config.precision == "bf16")

@@ -1,0 +1,45 @@
+"""Signals set a flag; the training loop looks at it between two steps, saves and leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: run it again
+
+
+class Interrupted(Exception):  # noqa: N818 (no error: the run goes on later)
+    """The process was asked to leave; its state is on disk."""
+
+
+class Interrupt:
+    """Whether this process was asked to stop, by a signal or by the end of the process that started it."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.cause: str | None = None
+        self._pid = os.getpid()
+        self._launcher = int(os.environ.get("MAL_LAUNCHER", "0"))
+
+    def install(self) -> None:
+        """Handle the signals from now on; a second one of the same kind still only sets the flag."""
+        for number in self.SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._pid:  # a forked child inherits the handler, but is not the one to answer
+            self.cause = signal.Signals(number).name
+
+    @property
+    def requested(self) -> bool:
+        """Whether to save and leave at the next step boundary."""
+        if self.cause is None and self._launcher and os.getppid() != self._launcher:
+            self.cause = "end of the launcher"
+        return self.cause is not None
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a stop was asked for: where nothing needs to be saved first."""
+        if self.requested:
+            raise Interrupted(self.cause)

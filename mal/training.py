@@ -1,0 +1,155 @@
+"""The one training loop: every network of every method is trained by `Trainer.run`.
+
+The batch and the augmentation of step t are pure functions of (seed, round, phase, t) and torch is seeded from the
+same at each step, so a checkpoint holds modules, optimisers and t, and a resumed phase equals an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mal import checkpoint
+from mal.data.augment import Augmentation
+from mal.data.loader import MemoryLoader, TrainingStream
+from mal.device import Device
+from mal.interrupt import Interrupted
+from mal.progress import Progress
+from mal.rng import torch_seed
+
+HISTORY_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """images: float32 (B, C, h, w), augmented and normalised; labels: int64 (B,), hidden ones -1."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Objective(Protocol):
+    """What a phase optimises: its networks, its optimisers, and one step."""
+
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+
+    def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
+        """Update the networks once; progress: t / steps, in [0, 1). Returns detached scalar losses on the device."""
+        ...
+
+
+@dataclass
+class History:
+    """Mean losses over windows of steps, summed on the device and read once a window."""
+
+    window: int
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, t: int, losses: Mapping[str, Tensor]) -> None:
+        """Take the losses of step t."""
+        for name, loss in losses.items():
+            self.sums[name] = self.sums[name] + loss if name in self.sums else loss.clone()
+        if (t + 1) % self.window == 0:
+            for name, total in self.sums.items():
+                self.curves.setdefault(name, []).append(float(total) / self.window)
+            self.sums = {}
+
+
+class Trainer:
+    """Runs the phases of one round, each resumable at any step."""
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        key: tuple[int | str, ...],
+        loader: MemoryLoader,
+        augmentation: Augmentation,
+        device: Device,
+        progress: Progress,
+        checkpoint_seconds: float,
+    ) -> None:
+        """folder: working state of the round; identity: the round's configuration and parent; key: (seed, round)."""
+        self.folder, self.identity, self.key = folder, identity, key
+        self.loader, self.augmentation, self.device = loader, augmentation, device
+        self.progress, self.checkpoint_seconds = progress, checkpoint_seconds
+        self.history: dict[str, dict[str, Any]] = {}
+
+    def seed(self, phase: str, purpose: str) -> None:
+        """Seed torch for a purpose outside the steps, such as the initialisation of a phase's networks."""
+        self.device.seed(torch_seed(*self.key, phase, purpose))
+
+    def run(self, phase: str, objective: Objective, indices: Mapping[str, Any], batch: int, steps: int) -> None:
+        """Train `objective` for `steps` steps, from the last checkpoint of this phase where there is one.
+
+        indices: the int64 absolute indices to draw each named part of a step from, e.g. labelled and unlabelled.
+        Raises `Interrupted`, after saving, where a stop was asked for.
+        """
+        streams = {name: TrainingStream(i, batch, (*self.key, phase, name)) for name, i in indices.items()}
+        history = History(window=max(1, math.ceil(steps / HISTORY_POINTS)))
+        start = self._restore(phase, objective, history)
+        for module in objective.modules.values():
+            module.train()
+        self.progress.phase(phase, steps, start)
+        saved = time.monotonic()
+        for t in range(start, steps):
+            self.device.seed(torch_seed(*self.key, phase, t))
+            losses = objective.step({n: self._inputs(phase, n, s, t) for n, s in streams.items()}, t / steps)
+            history.add(t, losses)
+            self.progress.at(t + 1)
+            stop = self.progress.interrupt.requested
+            if stop or t + 1 == steps or time.monotonic() - saved >= self.checkpoint_seconds:
+                self._save(phase, objective, history, t + 1)
+                saved = time.monotonic()
+            if stop:
+                raise Interrupted(self.progress.interrupt.cause)
+        self.history[phase] = {"window": history.window, "losses": history.curves}
+
+    def _inputs(self, phase: str, name: str, stream: TrainingStream, t: int) -> Inputs:
+        batch = self.loader.load(stream.step(t))
+        return Inputs(self.augmentation.train(batch.images, (*self.key, phase, name, t)), batch.labels)
+
+    def _save(self, phase: str, objective: Objective, history: History, step: int) -> None:
+        checkpoint.save(
+            self._path(phase),
+            {
+                "identity": self._identity(phase),
+                "step": step,
+                "modules": {name: module.state_dict() for name, module in objective.modules.items()},
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in objective.optimizers.items()},
+                "history": {"curves": history.curves, "sums": history.sums},
+            },
+        )
+
+    def _restore(self, phase: str, objective: Objective, history: History) -> int:
+        state = checkpoint.load(self._path(phase), self._identity(phase), self.device.torch)
+        if state is None:
+            return 0
+        for name, module in objective.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in objective.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        history.curves, history.sums = state["history"]["curves"], state["history"]["sums"]
+        return int(state["step"])
+
+    def _path(self, phase: str) -> Path:
+        return self.folder / f"{phase}.ckpt"
+
+    def _identity(self, phase: str) -> str:
+        return hashlib.sha256(f"{self.identity}/{phase}".encode()).hexdigest()
+
+
+def steps_of(epochs: float, epoch_of: str, pool: int, labelled: int, batch: int) -> int:
+    """Steps of a phase: an epoch is pool / batch steps (the default, as in the authors' VAAL code) or labelled / batch."""
+    images = pool if epoch_of == "pool" else labelled
+    return max(1, math.ceil(epochs * images / min(batch, images)))
