@@ -21,12 +21,10 @@ settings.load_profile("repeatable")
 def missing(marker: str) -> str | None:
     """What `marker` needs and this machine does not have; None where it can run."""
     if marker == "slurm":
-        path = (
-            os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-        )  # where Debian puts daemons, for root's PATH only
-        absent = [
-            name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path=path)
-        ]
+        # Debian puts daemons where only root's PATH looks.
+        path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+        needed = ("slurmctld", "slurmd", "munged", "sbatch")
+        absent = [name for name in needed if shutil.which(name, path=path) is None]
         return f"no {', '.join(absent)} on this machine (Debian: slurm-wlm, munge)" if absent else None
     if marker == "ffcv":
         return None if importlib.util.find_spec("ffcv") else "ffcv is not installed (make test installs it)"
