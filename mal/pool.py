@@ -57,6 +57,28 @@ class State:
     parent: str | None
 
 
+def read_history(chain: Path, number: int) -> list[results.Round]:
+    """The rounds before round `number`, each checked against its hashes and against the one before it.
+
+    Raises `DamagedRun` where a file was changed, or where a round does not follow from its predecessor.
+    """
+    history: list[results.Round] = []
+    for earlier in range(number):
+        committed = results.read_round(results.round_folder(chain, earlier))
+        source = committed.folder / results.LABELED
+        before = history[-1] if history else None
+        if committed.provenance.get("parent") != (before.digest if before else None):
+            raise DamagedRun(f"{committed.folder} does not follow the round before it: its parent's hash differs.")
+        if before is not None:
+            assert before.query is not None
+            if not np.array_equal(committed.labeled, np.union1d(before.labeled, before.query)):
+                raise DamagedRun(f"{source} does not follow from the rounds before it; folders of chains were mixed.")
+        if committed.query is None and earlier + 1 < number:
+            raise DamagedRun(f"{committed.folder} has no query, but there is a round after it.")
+        history.append(committed)
+    return history
+
+
 class Ledger:
     """The labelled set of each round of one chain, read from its committed rounds and checked against the pool."""
 
@@ -67,31 +89,27 @@ class Ledger:
 
     def state(self, number: int) -> State:
         """What round `number` starts from; raises `DamagedRun` where a round before it is not what it should be."""
-        expected, parent = self.initial, None
-        for earlier in range(number):
-            committed = results.read_round(results.round_folder(self.chain, earlier))
-            self._check(committed, expected, parent)
-            if committed.query is None:
-                raise DamagedRun(
-                    f"{committed.folder} has no query: the chain was launched with rounds={earlier + 1}, whose last round "
-                    f"buys no labels. Run more rounds under another name=, or with rounds={earlier + 1} here."
-                )
-            expected = np.union1d(expected, committed.query)
-            parent = committed.digest
-        return State(labelled=expected, parent=parent)
+        history = read_history(self.chain, number)
+        for committed in history:
+            self._check(committed)
+        if not history:
+            return State(labelled=self.initial, parent=None)
+        last = history[-1]
+        if last.query is None:
+            raise DamagedRun(f"{last.folder} has no query: it was the last round of its chain.")
+        return State(labelled=np.union1d(last.labeled, last.query), parent=last.digest)
 
-    def _check(self, committed: results.Round, expected: np.ndarray, parent: str | None) -> None:
+    def _check(self, committed: results.Round) -> None:
         source = committed.folder / results.LABELED
-        if committed.provenance.get("pool") != self.pool_hash:
+        pool_hash = str(committed.provenance.get("pool"))
+        if pool_hash != self.pool_hash:
             raise DamagedRun(
-                f"{committed.folder} was run on another pool ({str(committed.provenance.get('pool'))[:12]}) than the "
-                f"dataset gives now ({self.pool_hash[:12]}): check data= or use another name=."
+                f"{committed.folder} was run on another pool ({pool_hash[:12]}) than the dataset gives now "
+                f"({self.pool_hash[:12]}): check data= or use another name=."
             )
         check_labelled(committed.labeled, self.pool, source)
-        if not np.array_equal(committed.labeled, expected):
-            raise DamagedRun(f"{source} does not follow from the rounds before it; the folders of chains were mixed.")
-        if committed.provenance.get("parent") != parent:
-            raise DamagedRun(f"{committed.folder} does not follow the round before it: its parent's hash differs.")
+        if committed.number == 0 and not np.array_equal(committed.labeled, self.initial):
+            raise DamagedRun(f"{source} is not the initial pool of this dataset and seed.")
         if committed.query is not None:
             candidates = unlabelled(self.pool, committed.labeled)
             check_query(committed.query, self.budget, candidates, committed.folder / results.QUERY)

@@ -74,6 +74,26 @@ class ThreeChannels(nn.Module):
         return torch.flatten(features, 1)
 
 
+class AveragePool(nn.Module):
+    """nn.AdaptiveAvgPool2d as two matrix products, because that one's CUDA backward is not deterministic."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, d, h, w) to (B, d, size, size)."""
+        rows, columns = (self._weights(features.shape[axis], features) for axis in (-2, -1))
+        return rows @ features @ columns.T
+
+    def _weights(self, length: int, like: Tensor) -> Tensor:
+        weights = torch.zeros(self.size, length, dtype=like.dtype)
+        for cell in range(self.size):
+            first, last = cell * length // self.size, -(-(cell + 1) * length // self.size)
+            weights[cell, first:last] = 1 / (last - first)
+        return weights.to(like.device)
+
+
 @BACKBONES.register("small_cnn")
 def small_cnn(config: dict[str, Any], channels: int) -> nn.Module:
     """Not in the paper: a network that a CPU trains in seconds."""
@@ -95,4 +115,4 @@ def vgg16_bn(config: dict[str, Any], channels: int) -> nn.Module:
     """torchvision's VGG16-BN convolutions, pooled to 7x7: 14,723,136 parameters, d = 25,088 (appendix B: 14.72M)."""
     from torchvision.models import vgg16_bn as build
 
-    return ThreeChannels(nn.Sequential(build(weights=None).features, nn.AdaptiveAvgPool2d(7)), 512 * 7 * 7)
+    return ThreeChannels(nn.Sequential(build(weights=None).features, AveragePool(7)), 512 * 7 * 7)

@@ -1,0 +1,153 @@
+"""A chain of rounds, run up to a target: what a worker process and a Slurm job do.
+
+    python -m mal.chain RUNS/NAME/METHOD/seed-S [--until N]
+
+The target is "the first N rounds are committed" (default: all of the configuration's). Exit status: 0 reached, also at
+once; 1 an error, recorded in the round's FAILED unless the storage failed; 75 interrupted, run it again; 76 another
+process is working on the chain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mal import results
+from mal.config import Chain, load_chain
+from mal.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
+from mal.progress import now, read_progress
+
+EXIT_DONE, EXIT_ERROR, EXIT_LOCKED = 0, 1, 76
+
+log = logging.getLogger("mal.chain")
+
+
+class ChainLocked(Exception):  # noqa: N818
+    """Another process works on the chain."""
+
+
+class RoundFailed(Exception):  # noqa: N818
+    """A round of the chain raised an error before, and nobody has asked to try again."""
+
+
+@contextlib.contextmanager
+def locked(chain: Path) -> Iterator[None]:
+    """Hold the chain's lock on shared storage, or raise `ChainLocked` naming who holds it."""
+    lock = FileLock(chain / results.LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ChainLocked(f"{chain} is being worked on by {_holder(chain)}.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(chain: Path) -> bool:
+    """Whether a process works on the chain now."""
+    try:
+        with locked(chain):
+            return False
+    except ChainLocked:
+        return True
+
+
+def read_failure(chain: Path) -> dict[str, Any] | None:
+    """The recorded error of the chain's next round: keys error, traceback, time; None where there is none."""
+    path = results.round_folder(chain, results.committed_rounds(chain)) / results.FAILED
+    return results.read_json(path) if path.is_file() else None
+
+
+def clear_failure(chain: Path) -> None:
+    """Forget the recorded error, so that the chain runs again."""
+    (results.round_folder(chain, results.committed_rounds(chain)) / results.FAILED).unlink(missing_ok=True)
+
+
+def run_chain(chain: Path, until: int | None, interrupt: Interrupt) -> None:
+    """Commit the chain's rounds up to `until` (all by default); returns at once where they are.
+
+    Raises `Interrupted`, `ChainLocked`, `RoundFailed`; an error of a round is recorded in its folder and raised.
+    """
+    config = load_chain(chain / results.CONFIG)
+    target = config.rounds if until is None else min(until, config.rounds)
+    if results.committed_rounds(chain) >= target:
+        return
+    with locked(chain):
+        number = results.committed_rounds(chain)
+        try:
+            _refuse_failed(chain)
+            rounds = None
+            while (number := results.committed_rounds(chain)) < target:
+                interrupt.check()
+                rounds = rounds or _prepare(chain, config, interrupt)
+                rounds.run(number)
+        except (Interrupted, RoundFailed, OSError):
+            raise  # not an error of the code: the next run continues
+        except Exception as error:
+            _record(chain, number, error)
+            raise
+        for folder in results.round_folders(chain):
+            if results.is_committed(folder):
+                results.drop_working_state(folder)
+
+
+def _prepare(chain: Path, config: Chain, interrupt: Interrupt) -> Any:
+    # Imported here, so that a job whose work is done leaves without loading torch.
+    from mal.data.dataset import load
+    from mal.device import prepare_device
+    from mal.round import Rounds
+
+    device = prepare_device(config)
+    dataset = load(config.dataset, Path(config.data), config.seed)
+    return Rounds(chain, config, dataset, device, interrupt)
+
+
+def _refuse_failed(chain: Path) -> None:
+    if failure := read_failure(chain):
+        raise RoundFailed(f"{chain} failed before: {failure['error']} Launch with retry=true to run it again.")
+
+
+def _record(chain: Path, number: int, error: Exception) -> None:
+    failure = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc(), "time": now()}
+    results.write_json(results.round_folder(chain, number) / results.FAILED, failure)
+
+
+def _holder(chain: Path) -> str:
+    heartbeat = read_progress(results.round_folder(chain, results.committed_rounds(chain)))
+    return f"process {heartbeat['pid']} on {heartbeat['host']}" if heartbeat else "another process"
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m mal.chain", description=__doc__.split("\n")[0])
+    parser.add_argument("chain", type=Path, help="folder of the chain, RUNS/NAME/METHOD/seed-S")
+    parser.add_argument("--until", type=int, default=None, help="how many rounds must be committed (default: all)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    interrupt = Interrupt()
+    interrupt.install()
+    try:
+        run_chain(arguments.chain, arguments.until, interrupt)
+    except Interrupted as stop:
+        log.info("interrupted (%s); the state is saved, the same command goes on", stop)
+        return EXIT_INTERRUPTED
+    except ChainLocked as other:
+        log.error("%s", other)
+        return EXIT_LOCKED
+    except (RoundFailed, ValueError, OSError) as error:
+        log.error("%s", error)
+        return EXIT_ERROR
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Algorithm 1: feature encoder F, classifier C and discriminator D.
+
+A step makes three updates, one after the other, as the algorithm writes them:
+
+1. F and C descend the cross-entropy of labelled images (Eq. 1).
+2. The entropy H of unlabelled images (Eq. 2): F and C's bottleneck descend it, C's prototypes ascend it, through one
+   backward pass with the gradient reversed above the bottleneck. The paper's lines 8-9 have these signs if its L_Ent is
+   sum p log p; with Eq. 2's H they would be inverted.
+3. D descends the binary cross-entropy of labelled (1) against unlabelled (0) features (Eq. 3), on the features that 1
+   and 2 computed, detached: D's loss never reaches F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mal.config import Chain, Minimax
+from mal.device import Device
+from mal.models.backbones import build_backbone
+from mal.models.heads import CosineClassifier, Discriminator
+from mal.training import Inputs, Trainer, steps_of
+
+PHASE = "minimax"
+EPSILON = 1e-5  # inside the logarithm, as in MME
+
+
+@dataclass(frozen=True)
+class Networks:
+    """F: images to (B, d) features; C: features to (B, K) logits; D: features to (B,) logits of being labelled."""
+
+    encoder: nn.Module
+    classifier: CosineClassifier
+    discriminator: Discriminator
+
+    def eval(self) -> None:
+        """Running statistics, no dropout: for scoring."""
+        for module in (self.encoder, self.classifier, self.discriminator):
+            module.eval()
+
+
+def build_networks(config: Chain, device: Device) -> Networks:
+    """F, C and D with the layer sizes of appendix B, initialised from torch's random state."""
+    encoder = build_backbone(config.backbone, config.dataset.channels)
+    features = int(encoder.features)  # type: ignore[arg-type]
+    bottleneck, hidden = config.backbone["bottleneck"], config.backbone["discriminator"]
+    classifier = CosineClassifier(features, bottleneck, config.dataset.classes, config.minimax.temperature)
+    discriminator = Discriminator(features, hidden)
+    return Networks(*(module.to(device.torch) for module in (encoder, classifier, discriminator)))  # type: ignore[arg-type]
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Mean over the batch of H = -sum p log(p + 1e-5), in nats (Eq. 2); logits (B, K)."""
+    p = logits.softmax(dim=1)
+    return -(p * (p + EPSILON).log()).sum(dim=1).mean()
+
+
+def discriminator_loss(labelled: Tensor, unlabelled: Tensor) -> Tensor:
+    """Binary cross-entropy of D's logits: labelled are 1, unlabelled 0 (Eq. 3, a mean over each side, then their sum)."""
+    return F.softplus(-labelled).mean() + F.softplus(unlabelled).mean()
+
+
+class MinimaxObjective:
+    """One step of Algorithm 1 on a labelled and an unlabelled batch."""
+
+    def __init__(self, networks: Networks, config: Minimax, device: Device) -> None:
+        self.networks, self.config, self.device = networks, config, device
+        encoder, classifier, discriminator = networks.encoder, networks.classifier, networks.discriminator
+        self.modules = {"encoder": encoder, "classifier": classifier, "discriminator": discriminator}
+        betas = (config.betas[0], config.betas[1])
+        self.game = torch.optim.Adam(
+            [{"params": encoder.parameters(), "lr": config.lr_f}, {"params": classifier.parameters(), "lr": config.lr_c}],
+            betas=betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.judge = torch.optim.Adam(discriminator.parameters(), lr=config.lr_d, betas=betas, fused=True)
+        self.optimizers = {"game": self.game, "judge": self.judge}
+
+    def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
+        """The three updates; losses cross_entropy, entropy (nats) and discriminator, detached."""
+        labelled, cross_entropy = self._descend_cross_entropy(inputs["labelled"])
+        losses = {"cross_entropy": cross_entropy}
+        if self.config.entropy_weight or self.config.discriminator:
+            unlabelled, losses["entropy"] = self._play_entropy(inputs["unlabelled"])
+            if self.config.discriminator:
+                losses["discriminator"] = self._train_discriminator(labelled, unlabelled)
+        return losses
+
+    def _descend_cross_entropy(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        with self.device.autocast():
+            features = self.networks.encoder(inputs.images)
+            loss = F.cross_entropy(self.networks.classifier(features), inputs.labels)
+        _descend(self.game, loss)
+        return features.detach(), loss.detach()
+
+    def _play_entropy(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        # Without the game (an ablation) D still needs the features, and F stays as the labelled images made it.
+        playing = self.config.entropy_weight > 0
+        with self.device.autocast(), torch.set_grad_enabled(playing):
+            features = self.networks.encoder(inputs.images)
+            loss = entropy(self.networks.classifier(features, reverse=True).float())
+        if playing:
+            # Descending H, with the gradient reversed at the prototypes alone: they ascend it.
+            _descend(self.game, self.config.entropy_weight * loss)
+        return features.detach(), loss.detach()
+
+    def _train_discriminator(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+        with self.device.autocast():
+            logits = self.networks.discriminator(torch.cat([labelled, unlabelled]))
+            loss = discriminator_loss(logits[: len(labelled)].float(), logits[len(labelled) :].float())
+        _descend(self.judge, loss)
+        return loss.detach()
+
+
+def train_minimax(config: Chain, trainer: Trainer, labelled: np.ndarray, unlabelled: np.ndarray) -> Networks:
+    """Algorithm 1 on the pools of a round; labelled, unlabelled: int64 absolute indices. Resumes where it was."""
+    trainer.seed(PHASE, "networks")
+    networks = build_networks(config, trainer.device)
+    objective = MinimaxObjective(networks, config.minimax, trainer.device)
+    m = config.minimax
+    steps = steps_of(m.epochs, m.epoch_of, len(labelled) + len(unlabelled), len(labelled), m.batch)
+    trainer.run(PHASE, objective, {"labelled": labelled, "unlabelled": unlabelled}, m.batch, steps)
+    networks.eval()
+    return networks
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()

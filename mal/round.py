@@ -1,0 +1,190 @@
+"""One round of a chain, from what is on disk to its commit.
+
+    labelled, unlabelled = ledger of the round      # round 0: the initial pool, drawn from (dataset, seed) alone
+    method.fit()                                    # MAL: F, C, D by Algorithm 1; a baseline: whatever it needs
+    model = task model M (Algorithm 3)              # evaluated on the test set
+    scores = method.score(model)                    # every unlabelled index exactly once, no augmentation
+    query = method.select(scores, budget)           # absolute pool indices, in order of choice
+    commit
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import resource
+import socket
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from mal import __version__, results
+from mal.config import Chain
+from mal.data.augment import Augmentation, build_augmentation
+from mal.data.dataset import Dataset
+from mal.data.loader import MemoryLoader, visible_labels
+from mal.device import Device
+from mal.interrupt import Interrupt
+from mal.methods import METHODS, Method, Setting
+from mal.models.heads import TaskModel
+from mal.pool import Ledger, State, check_query, initial_labelled, unlabelled
+from mal.progress import Progress, now
+from mal.scan import Scanner
+from mal.task import Evaluation, evaluate, train_task_model
+from mal.training import Trainer
+
+
+class Rounds:
+    """Runs the rounds of one chain in this process; the dataset is read and put on the device once."""
+
+    def __init__(self, chain: Path, config: Chain, dataset: Dataset, device: Device, interrupt: Interrupt) -> None:
+        self.chain, self.config, self.dataset, self.device = chain, config, dataset, device
+        self.interrupt = interrupt
+        initial = initial_labelled(dataset.pool, config.initial, config.dataset.name, config.seed)
+        self.ledger = Ledger(chain, dataset.pool, dataset.digest, initial, config.budget)
+        self.augmentation: Augmentation = build_augmentation(config.dataset, dataset.images, dataset.pool, device.torch)
+        self.test = MemoryLoader(dataset.test.images, dataset.test.labels, device.torch)
+
+    def run(self, number: int) -> None:
+        """Round `number`, from its last checkpoint where there is one, up to its commit.
+
+        Raises `Interrupted` where a stop is asked for, and `DamagedRun` where the rounds before are not as committed.
+        """
+        folder = results.round_folder(self.chain, number)
+        state = self.ledger.state(number)
+        progress = Progress(folder, number, self.interrupt)
+        try:
+            setting = self._setting(number, state, folder, progress)
+            method = METHODS[self.config.method["acquisition"]](setting)
+            method.fit()
+            model = self._task_model(setting, number)
+            evaluation = self._evaluate(model, setting.scanner)
+            query = self._query(method, model, setting) if number + 1 < self.config.rounds else None
+            progress.phase("commit", 0)
+        finally:
+            if self.interrupt.cause:
+                progress.leave(self.interrupt.cause)
+        files: dict[str, Any] = {results.LABELED: state.labelled}
+        if query is not None:
+            files[results.QUERY] = query
+        files[results.METRICS] = self._metrics(number, state, evaluation, query, progress)
+        files[results.HISTORY] = setting.trainer.history
+        if self.config.keep_model or self.config.task.init == "continue":
+            files[results.MODEL] = safetensors.torch.save({k: v.cpu() for k, v in model.state_dict().items()})
+        files[results.PROVENANCE] = self._provenance(state, progress)
+        results.commit(folder, files)
+
+    def _setting(self, number: int, state: State, folder: Path, progress: Progress) -> Setting:
+        labels = self.dataset.oracle.label(state.labelled)
+        visible = visible_labels(len(self.dataset.images), state.labelled, labels)
+        loader = MemoryLoader(self.dataset.images, visible, self.device.torch)
+        identity = hashlib.sha256(f"{self.config.fingerprint()}/{state.parent}/{self.dataset.digest}".encode()).hexdigest()
+        trainer = Trainer(
+            folder=folder / results.CHECKPOINT,
+            identity=identity,
+            key=(self.config.seed, number),
+            loader=loader,
+            augmentation=self.augmentation,
+            device=self.device,
+            progress=progress,
+            checkpoint_seconds=60 * self.config.checkpoint_minutes,
+        )
+        scanner = Scanner(self.augmentation, self.device, progress)
+        remaining = unlabelled(self.dataset.pool, state.labelled)
+        return Setting(self.config, number, state.labelled, remaining, loader, trainer, scanner)
+
+    def _task_model(self, setting: Setting, number: int) -> TaskModel:
+        init = self.config.task.init
+        encoder = setting.minimax.encoder if init == "from_f" else None
+        before = None
+        if init == "continue" and number > 0:
+            path = results.round_folder(self.chain, number - 1) / results.MODEL
+            before = safetensors.torch.load_file(path, device=str(self.device.torch))
+        pool = len(self.dataset.pool)
+        return train_task_model(self.config, setting.trainer, setting.labelled, pool, encoder, before)
+
+    def _evaluate(self, model: TaskModel, scanner: Scanner) -> Evaluation:
+        return evaluate(model, scanner, self.test, self.dataset.test.labels, self.config.dataset.classes)
+
+    def _query(self, method: Method, model: TaskModel, setting: Setting) -> np.ndarray:
+        positions = method.select(method.score(model), self.config.budget)
+        query = setting.unlabelled[positions]
+        check_query(query, self.config.budget, setting.unlabelled, f"The query of method {self.config.method['name']}")
+        return query
+
+    def _metrics(
+        self, number: int, state: State, evaluation: Evaluation, query: np.ndarray | None, progress: Progress
+    ) -> dict[str, Any]:
+        classes = self.config.dataset.classes
+        metrics: dict[str, Any] = {
+            "dataset": self.config.dataset.name,
+            "method": self.config.method["name"],
+            "backbone": self.config.backbone["name"],
+            "seed": self.config.seed,
+            "round": number,
+            "labeled": len(state.labelled),
+            "pool": len(self.dataset.pool),
+            "percent": 100 * len(state.labelled) / len(self.dataset.pool),
+            "metric": "accuracy",
+            "value": float(evaluation.value),
+            "classes": classes,
+            "per_class": [None if np.isnan(v) else float(v) for v in evaluation.per_class],
+            "seconds": round(progress.seconds, 3),
+            "preemptions": progress.attempts - 1,
+            "device": self.device.name,
+            "gpus": int(self.device.torch.type == "cuda"),
+        }
+        if query is not None:
+            counts = np.bincount(self.dataset.oracle.label(query), minlength=classes)
+            metrics["query_classes"] = counts.tolist()
+        return metrics
+
+    def _provenance(self, state: State, progress: Progress) -> dict[str, Any]:
+        commit, dirty = git_state()
+        return {
+            "fingerprint": self.config.fingerprint(),
+            "parent": state.parent,
+            "pool": self.dataset.digest,
+            "git_commit": commit,
+            "git_dirty": dirty,
+            "versions": {
+                "mal": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "cuda": torch.version.cuda if self.device.torch.type == "cuda" else None,
+            },
+            "host": socket.gethostname(),
+            "device": self.device.name,
+            "threads": torch.get_num_threads(),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "peak_host_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_device_mib": _peak_device_mib(self.device.torch),
+            "started": progress.started,
+            "finished": now(),
+        }
+
+
+@cache
+def git_state() -> tuple[str | None, bool | None]:
+    """The commit of the code that runs and whether it was changed since; None where git does not know."""
+    folder = Path(__file__).resolve().parent
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit, bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _peak_device_mib(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) // 2**20 if device.type == "cuda" else None

@@ -1,0 +1,54 @@
+"""One pass over images without augmentation or gradients: scoring a pool, evaluating on a test set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mal.data.augment import Augmentation
+from mal.data.loader import MemoryLoader, in_order
+from mal.device import Device
+from mal.progress import Progress
+
+BATCH = 512
+
+
+class Scanner:
+    """Applies a function of normalised images to every given index exactly once, in order."""
+
+    def __init__(self, augmentation: Augmentation, device: Device, progress: Progress, batch: int = BATCH) -> None:
+        self.augmentation, self.device, self.progress, self.batch = augmentation, device, progress, batch
+
+    def scan(
+        self,
+        phase: str,
+        loader: MemoryLoader,
+        indices: np.ndarray,
+        function: Callable[[Tensor], Mapping[str, Tensor]],
+        *modules: nn.Module,
+    ) -> dict[str, np.ndarray]:
+        """What `function` gives for each index, by name.
+
+        indices: int64 (N,); function: float32 (B, C, h, w) to tensors (B, ...); modules: those it uses, put in
+        evaluation mode. Returns arrays (N, ...), float32 for floats. Raises `Interrupted` where a stop is asked for.
+        """
+        for module in modules:
+            module.eval()
+        results: dict[str, np.ndarray] = {}
+        self.progress.phase(phase, len(indices))
+        first = 0
+        with torch.inference_mode(), self.device.autocast():
+            for batch in loader.batches(in_order(indices, self.batch)):
+                values = function(self.augmentation.evaluate(batch.images))
+                for name, value in values.items():
+                    block = (value.float() if value.is_floating_point() else value).cpu().numpy()
+                    if name not in results:
+                        results[name] = np.empty((len(indices), *block.shape[1:]), dtype=block.dtype)
+                    results[name][first : first + len(block)] = block
+                first += len(batch.indices)
+                self.progress.at(first)
+                self.progress.interrupt.check()
+        return results

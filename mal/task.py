@@ -1,0 +1,110 @@
+"""The task model M (Algorithm 3): its training, the same for every method, and its evaluation."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mal.config import Chain, Task
+from mal.data.loader import MemoryLoader
+from mal.device import Device
+from mal.models.backbones import build_backbone
+from mal.models.heads import TaskModel
+from mal.scan import Scanner
+from mal.training import Inputs, Trainer, steps_of
+
+PHASE = "task"
+
+
+class Supervised:
+    """Cross-entropy on labelled images."""
+
+    def __init__(self, model: nn.Module, config: Task, device: Device) -> None:
+        self.model, self.config, self.device = model, config, device
+        self.modules = {"model": model}
+        self.optimizer = _optimizer(model, config)
+        self.optimizers = {"optimizer": self.optimizer}
+
+    def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
+        """One update; the loss cross_entropy, detached."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * schedule(self.config.schedule, progress)
+        with self.device.autocast():
+            loss = F.cross_entropy(self.model(inputs["labelled"].images), inputs["labelled"].labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return {"cross_entropy": loss.detach()}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy in percent, and that of each class (NaN where the test set has none of it)."""
+
+    value: float
+    per_class: np.ndarray
+
+
+def schedule(name: str, progress: float) -> float:
+    """The factor on the learning rate at a share of the training: constant, cosine, or a tenth after each quarter (VAAL)."""
+    if name == "constant":
+        return 1.0
+    if name == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    assert name == "quarters", name
+    return 0.1 ** int(progress * 4)
+
+
+def train_task_model(
+    config: Chain,
+    trainer: Trainer,
+    labelled: np.ndarray,
+    pool: int,
+    encoder: nn.Module | None,
+    before: Mapping[str, Tensor] | None,
+) -> TaskModel:
+    """M on the labelled indices (int64); pool: images in the pool, of which an epoch may count.
+
+    encoder: F, where M starts from it (task.init=from_f); before: the weights of the round before, where M goes on
+    from them (task.init=continue); neither: Xavier (scratch).
+    """
+    trainer.seed(PHASE, "networks")
+    model = TaskModel(build_backbone(config.backbone, config.dataset.channels), config.dataset.classes)
+    model.to(trainer.device.torch)
+    if encoder is not None:
+        model.backbone.load_state_dict(copy.deepcopy(encoder.state_dict()))
+    if before is not None:
+        model.load_state_dict(before)
+    t = config.task
+    steps = steps_of(t.epochs, t.epoch_of, pool, len(labelled), t.batch)
+    trainer.run(PHASE, Supervised(model, t, trainer.device), {"labelled": labelled}, t.batch, steps)
+    return model
+
+
+def evaluate(model: nn.Module, scanner: Scanner, test: MemoryLoader, labels: np.ndarray, classes: int) -> Evaluation:
+    """Accuracy of M on the whole test set; labels: int64 (N,)."""
+
+    def predict(images: Tensor) -> dict[str, Tensor]:
+        return {"predicted": model(images).argmax(dim=1)}
+
+    predicted = scanner.scan("evaluate", test, np.arange(len(labels)), predict, model)["predicted"]
+    count = np.bincount(labels, minlength=classes)
+    correct = np.bincount(labels[predicted == labels], minlength=classes)
+    with np.errstate(invalid="ignore"):
+        per_class = 100 * correct / count
+    return Evaluation(value=100 * correct.sum() / count.sum(), per_class=per_class)
+
+
+def _optimizer(model: nn.Module, config: Task) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(
+        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+    )

@@ -1,0 +1,70 @@
+"""Launch a sweep, or go on with it: one chain for each method and seed, run here or as Slurm jobs.
+
+    python sweeps/launch.py dataset=digits seeds=3
+    python sweeps/launch.py dataset=imagenet seeds=3 cluster=slurm dry_run=true
+
+Running it again after anything does what is missing and nothing else. `--help` explains every key.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from mal.config import CONF, GROUPS, Sweep, choices, compose_sweep
+
+EXIT_USAGE = 2
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; returns the exit status."""
+    if {"-h", "--help", "help"} & set(arguments):
+        print(help_text())
+        return 0
+    try:
+        return launch(compose_sweep(arguments))
+    except ValueError as error:
+        print(f"launch.py: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def launch(sweep: Sweep) -> int:
+    """Reconcile, say what will happen, and do it."""
+    from sweeps.local import run_local, worker_count
+    from sweeps.plan import check_data, freeze, reconcile, share_threads
+    from sweeps.table import Board
+
+    plans = reconcile(sweep)
+    to_run = [plan for plan in plans if plan.to_run]
+    workers = worker_count(int(sweep.cluster["workers"]), len(to_run))
+    share_threads(plans, workers)
+    check_data(plans)
+    for plan in plans:
+        print(f"{plan.name:<28} {plan.committed}/{plan.target} rounds committed, {plan.note}")
+    rounds = sum(plan.target - plan.committed for plan in to_run)
+    print(f"{sweep.name}: {len(to_run)} of {len(plans)} chains to run, {rounds} rounds, {workers} at a time", flush=True)
+    if sweep.dry_run:
+        return 0
+    freeze(plans)
+    if to_run:
+        status = run_local(plans, workers, Board(workers))
+    else:
+        status = 1 if any(plan.state.name == "FAILED" for plan in plans) else 0
+    print(f"Results: {sweep.runs / sweep.name}    Curves: python analysis/curves.py name={sweep.name}")
+    return status
+
+
+def help_text() -> str:
+    """The module's text, the choices of each group and every key of mal/conf/config.yaml with its comment."""
+    lines = [(__doc__ or "").strip(), ""]
+    for group in GROUPS:
+        key = "methods=[NAME,...]" if group == "method" else f"{group}=NAME"
+        if names := choices(group):
+            lines.append(f"{key:<20}{'  '.join(names)}")
+    _, _, keys = (CONF / "config.yaml").read_text().partition("# -- ")
+    lines += ["", "Every key, with its default (??? is set by the dataset's file):", "", f"# -- {keys.rstrip()}"]
+    lines += ["", "A dataset's, backbone's or method's own keys: dataset.KEY, backbone.KEY, method.KEY, in mal/conf/*/NAME.yaml."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,137 @@
+"""Chains in worker processes on this machine: one process a chain, each with its share of the threads or its GPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mal import results
+from mal.chain import EXIT_DONE, EXIT_LOCKED, read_failure
+from mal.interrupt import EXIT_INTERRUPTED, Interrupt
+from sweeps.plan import ChainPlan, cores
+from sweeps.table import Board, Row
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 60.0  # for workers to save after Ctrl-C, before they are killed
+
+
+@dataclass
+class Worker:
+    """A running chain and its process."""
+
+    row: Row
+    process: subprocess.Popen[bytes]
+    slot: int
+    log_start: int = field(default=0)
+
+
+def worker_count(wanted: int, chains: int) -> int:
+    """Chains at a time: as asked for, else one a GPU, else one a core; never more than there are chains."""
+    return max(1, min(wanted or len(gpus()) or cores(), chains))
+
+
+def gpus() -> list[str]:
+    """The GPUs this process may use, by index, without importing torch."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in visible.split(",") if name]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
+
+
+def run_local(plans: list[ChainPlan], workers: int, board: Board) -> int:
+    """Run every chain that is to run; returns the exit status: 0 all done, 1 some failed, 130 stopped by a signal."""
+    interrupt = Interrupt()
+    interrupt.install()
+    rows = [board.add(plan) for plan in plans]
+    waiting = deque(row for row in rows if row.plan.to_run)
+    running: list[Worker] = []
+    devices = gpus()
+    with board:
+        while (waiting or running) and not interrupt.requested:
+            while waiting and len(running) < workers:
+                slot = min(set(range(workers)) - {worker.slot for worker in running})
+                running.append(_start(waiting.popleft(), slot, devices))
+            time.sleep(POLL_SECONDS)
+            running = [worker for worker in running if not _finished(worker, board)]
+            board.update()
+        if interrupt.requested:
+            _stop(running, board)
+    if interrupt.requested:
+        board.say("Stopped; what was done is saved. The same command goes on from here.")
+        return 130
+    return 1 if any(row.status in ("failed", "locked") for row in rows) else 0
+
+
+def _start(row: Row, slot: int, devices: list[str]) -> Worker:
+    plan = row.plan
+    environment = dict(os.environ, MAL_LAUNCHER=str(os.getpid()))
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        environment[variable] = str(plan.config.threads)
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    log = plan.folder / results.LOG
+    command = [sys.executable, "-m", "mal.chain", str(plan.folder), "--until", str(plan.target)]
+    with log.open("ab") as output:
+        start = output.tell()
+        # A session of its own: Ctrl-C reaches the launcher alone, which asks the workers to save and leave.
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
+    row.status = "running"
+    return Worker(row, process, slot, start)
+
+
+def _finished(worker: Worker, board: Board) -> bool:
+    """Take note of a worker's progress and of its end."""
+    row, status = worker.row, worker.process.poll()
+    board.follow(row)
+    if status is None:
+        return False
+    if status == EXIT_DONE:
+        row.status = "done"
+    elif status == EXIT_INTERRUPTED:
+        row.status = "interrupted"
+    elif status == EXIT_LOCKED:
+        row.status, row.note = "locked", "another process is working on it"
+    else:
+        row.status, row.note = "failed", _reason(worker, status)
+    board.ended(row)
+    return True
+
+
+def _reason(worker: Worker, status: int) -> str:
+    if failure := read_failure(worker.row.plan.folder):
+        return str(failure["error"]).splitlines()[0]
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}; the same command goes on from its last checkpoint"
+    lines = _tail(worker.row.plan.folder / results.LOG, worker.log_start)
+    return lines[-1] if lines else f"exit status {status}"
+
+
+def _tail(path: Path, start: int) -> list[str]:
+    with path.open("rb") as file:
+        file.seek(start)
+        return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+
+
+def _stop(running: list[Worker], board: Board) -> None:
+    board.say(f"Stopping: {len(running)} chains save their state ...")
+    for worker in running:
+        worker.process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for worker in running:
+        try:
+            worker.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        _finished(worker, board)

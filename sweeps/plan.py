@@ -1,0 +1,159 @@
+"""Reconciling: what a sweep wants, minus what is committed, minus what runs already."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from mal import results
+from mal.chain import clear_failure, is_locked, read_failure
+from mal.config import Chain, Sweep, differences, load_chain, save_chain
+from mal.pool import read_history
+from mal.progress import read_progress
+
+MINIMUM_FREE_MIB = 100
+
+
+class State(Enum):
+    """Where a chain stands before a launch."""
+
+    NEW = "new"
+    PART = "part"
+    DONE = "done"
+    RUNNING = "running"
+    FAILED = "failed"
+
+
+@dataclass
+class ChainPlan:
+    """One chain of the sweep: its folder, its configuration as it will run, and what is to do."""
+
+    folder: Path
+    config: Chain
+    target: int
+    committed: int
+    state: State
+    note: str
+
+    @property
+    def name(self) -> str:
+        """METHOD/seed-S."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def to_run(self) -> bool:
+        """Whether this launch starts it."""
+        return self.state in (State.NEW, State.PART)
+
+
+def reconcile(sweep: Sweep) -> list[ChainPlan]:
+    """The plan of each chain; reads the disk and changes nothing but, with retry=true, recorded errors.
+
+    Raises ValueError (DamagedRun is one) where a chain's folder holds another configuration or was tampered with: before
+    anything is started.
+    """
+    check_storage(sweep.runs)
+    return [_plan(sweep, config) for config in sweep.chains]
+
+
+def freeze(plans: list[ChainPlan]) -> None:
+    """Write the configuration of each chain that will run, where its jobs read it; rewritten only to add rounds."""
+    for plan in plans:
+        if plan.to_run:
+            content = save_chain(plan.config).encode()
+            path = plan.folder / results.CONFIG
+            if not path.is_file() or path.read_bytes() != content:
+                results.write_atomic(path, content)
+
+
+def share_threads(plans: list[ChainPlan], workers: int) -> None:
+    """Give chains that are new their share of the cores; it is frozen, as the number of threads moves the last bits."""
+    share = max(1, cores() // max(1, workers))
+    for plan in plans:
+        if plan.config.threads == 0:
+            plan.config = dataclasses.replace(plan.config, threads=share)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def check_storage(runs: Path) -> None:
+    """Refuse a runs folder that cannot be written to or is full, with a ValueError naming `runs`."""
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        probe = runs / f".write-test-{os.getpid()}"
+        results.write_atomic(probe, b"x")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"runs={runs} cannot be written to ({error.strerror}): choose another folder with runs=.") from None
+    free = shutil.disk_usage(runs).free // 2**20
+    if free < MINIMUM_FREE_MIB:
+        raise ValueError(f"runs={runs} has {free} MiB free, less than {MINIMUM_FREE_MIB}: free some or set runs= elsewhere.")
+
+
+def check_data(plans: list[ChainPlan]) -> None:
+    """Read the datasets of the chains that will run, as their jobs will, so that a missing or cut file shows now."""
+    from mal.data.dataset import load
+
+    seen: set[tuple[str, int]] = set()
+    for plan in plans:
+        config = plan.config
+        key = (config.dataset.name, config.seed if config.dataset.imbalance else 0)
+        if not plan.to_run or key in seen:
+            continue
+        seen.add(key)
+        pool = len(load(config.dataset, Path(config.data), config.seed).pool)
+        needed = config.initial + (config.rounds - 1) * config.budget
+        if needed > pool:
+            raise ValueError(
+                f"rounds={config.rounds} with initial={config.initial} and budget={config.budget} needs {needed} labels, "
+                f"but the pool of {config.dataset.name}, seed {config.seed}, has {pool}: lower one of them."
+            )
+
+
+def _plan(sweep: Sweep, config: Chain) -> ChainPlan:
+    folder = results.chain_folder(sweep.runs, sweep.name, config.method["name"], config.seed)
+    target = config.rounds
+    if not (folder / results.CONFIG).is_file():
+        return ChainPlan(folder, config, target, 0, State.NEW, "new")
+    frozen = load_chain(folder / results.CONFIG)
+    if changed := differences(frozen, config):
+        raise ValueError(
+            f"{folder} holds another configuration: {'; '.join(changed)}. Launch it as it was, or under another name=."
+        )
+    committed = results.committed_rounds(folder)
+    history = read_history(folder, committed)
+    if target > frozen.rounds and history and history[-1].query is None:
+        raise ValueError(
+            f"rounds={target}: {folder} was finished with rounds={frozen.rounds}, and its last round bought no labels to go "
+            f"on with. Keep rounds={frozen.rounds}, or run the longer sweep under another name=."
+        )
+    config = dataclasses.replace(
+        config, threads=frozen.threads, rounds=max(target, frozen.rounds), runs=str(sweep.runs), name=sweep.name
+    )
+    state, note = _state(folder, committed, target, sweep.retry)
+    return ChainPlan(folder, config, target, committed, state, note)
+
+
+def _state(folder: Path, committed: int, target: int, retry: bool) -> tuple[State, str]:
+    if committed >= target:
+        return State.DONE, "nothing to do"
+    if is_locked(folder):
+        heartbeat = read_progress(results.round_folder(folder, committed))
+        where = f" (process {heartbeat['pid']} on {heartbeat['host']})" if heartbeat else ""
+        return State.RUNNING, f"running already{where}"
+    if failure := read_failure(folder):
+        if not retry:
+            first_line = str(failure["error"]).splitlines()[0]
+            return State.FAILED, f"failed in round {committed}: {first_line} (retry=true runs it again)"
+        clear_failure(folder)
+    begun = read_progress(results.round_folder(folder, committed)) is not None
+    return State.PART, f"continues {'in' if begun else 'with'} round {committed}"
+
+
