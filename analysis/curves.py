@@ -1,0 +1,86 @@
+"""From runs to a paper's curves, figures, tables and report.
+
+Run it as `python analysis/curves.py [runs=DIR] [name=NAME] [out=figures]`; `--help` explains each key.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.options import HELP, Options, hint, parse, wants_help
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 when every report asked for is written, 2 for bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if wants_help(arguments):
+        print(HELP, end="")
+        return 0
+    try:
+        options = parse(arguments)
+        reports = reports_of(options)
+        for name, sweeps in reports:
+            write(options, name, sweeps, optional=not options.names and len(reports) > 1)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def reports_of(options: Options) -> list[tuple[str, tuple[str, ...]]]:
+    """Name and sweeps of each report to write. Raises ValueError where a sweep or the runs folder is not there."""
+    from mal import results
+
+    if not options.runs.is_dir():
+        raise ValueError(f"runs={options.runs}: no such folder. Start a sweep with sweeps/launch.py, or set runs=DIR.")
+    known = results.sweep_names(options.runs)
+    if not known:
+        raise ValueError(f"runs={options.runs}: no sweep there. Start one with sweeps/launch.py, or set runs=DIR.")
+    for name in options.names:
+        if name not in known:
+            raise ValueError(f"name={name}: no such sweep{hint(name, known)} Under {options.runs}: {', '.join(known)}.")
+    if options.names:
+        return [("+".join(options.names), options.names)]
+    return [(name, (name,)) for name in known]
+
+
+def write(options: Options, name: str, sweeps: tuple[str, ...], optional: bool = False) -> None:
+    """Read the sweeps and write OUT/NAME.
+
+    optional: a sweep without a committed round is passed over with a line; else it is a ValueError.
+    """
+    from analysis import report
+    from analysis.load import load
+
+    began = time.perf_counter()
+    runs = load(options.runs, sweeps)
+    if runs.rounds.empty:
+        errors = "".join(f" {chain.label} failed: {chain.failed[1]}." for chain in runs.chains if chain.failed)
+        errors += "".join(f" {finding.text}" for finding in runs.findings)
+        message = (
+            f"{name}: none of its {len(runs.chains)} chains has a committed round yet, so nothing to draw.{errors}"
+        )
+        if not optional:
+            raise ValueError(message)
+        print(message)
+        return
+    print(
+        f"{name}: {len(runs.rounds):,} rounds of {len(runs.chains)} chains, read in {time.perf_counter() - began:.1f} s"
+    )
+    written = report.build(runs, name, options)
+    for finding in written.findings:
+        print(f"  warning ({finding.kind}): {finding.text}")
+    for line in written.left_out:
+        print(f"  left out: {line}")
+    names = ", ".join(path.relative_to(written.folder).as_posix() for path in written.files)
+    print(f"  {written.folder}{os.sep}: {names} ({time.perf_counter() - began:.1f} s)")
+    if options.figures:
+        print(f"  figure: {Path(written.folder, 'curves.png')}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,209 @@
+"""Learning curves, gains and cost: PNG for the eye, PDF for the paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from analysis import stats, style
+from analysis.panels import Panel
+from analysis.references import Reference
+
+WIDTH = 6.9  # inches: the text width of a two-column paper
+DPI = 200
+
+
+def use_theme() -> None:
+    """Type sizes and lines for print; fonts embedded as outlines that journals accept. Drawn without a display."""
+    plt.switch_backend("agg")
+    sns.set_theme(
+        context="paper",
+        style="ticks",
+        rc={
+            "font.family": "DejaVu Sans",
+            "font.size": 8,
+            "axes.titlesize": 9,
+            "axes.labelsize": 8.5,
+            "xtick.labelsize": 7.5,
+            "ytick.labelsize": 7.5,
+            "legend.fontsize": 7.5,
+            "axes.linewidth": 0.7,
+            "axes.grid": True,
+            "grid.color": "#e3e6e9",
+            "grid.linewidth": 0.6,
+            "axes.axisbelow": True,
+            "xtick.major.width": 0.7,
+            "ytick.major.width": 0.7,
+            "xtick.major.size": 3,
+            "ytick.major.size": 3,
+            "pdf.fonttype": 42,
+            "savefig.bbox": "tight",
+            "savefig.pad_inches": 0.04,
+        },
+    )
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """STEM.png and STEM.pdf, without dates, so that the same runs give the same files."""
+    figure.savefig(stem.with_suffix(".png"), dpi=DPI, metadata={"Software": None})
+    figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
+    plt.close(figure)
+
+
+def grid(count: int, height: float = 2.5) -> tuple[Figure, list[Axes]]:
+    """Axes for `count` panels, two a row; a single one is not stretched to the full width."""
+    columns = min(count, 2)
+    rows = -(-count // columns)
+    width = WIDTH if columns == 2 else 4.4
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, (height if columns == 2 else 3.1) * rows), squeeze=False, layout="constrained"
+    )
+    flat = list(axes.ravel())
+    for unused in flat[count:]:
+        unused.set_visible(False)
+    return figure, flat[:count]
+
+
+def legend(figure: Figure, handles: list[Line2D]) -> None:
+    """One legend below all panels."""
+    columns = min(len(handles), 5 if figure.get_figwidth() > 6 else 3)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        handlelength=2.2,
+        columnspacing=1.4,
+        handletextpad=0.5,
+    )
+
+
+def handle(method: str, linestyle: str = "-") -> Line2D:
+    """A legend entry of a method."""
+    look = style.look(method)
+    return Line2D(
+        [],
+        [],
+        color=look.colour,
+        marker=look.marker,
+        ms=4.5,
+        lw=weight(method),
+        ls=linestyle,
+        mec="white",
+        mew=0.5,
+        label=look.label,
+    )
+
+
+def weight(method: str) -> float:
+    """Line width: MAL's is the heaviest."""
+    return 2.0 if method == "mal" else 1.3
+
+
+def methods_of(panels: list[Panel]) -> list[str]:
+    """All methods of the panels in the order of every legend."""
+    return style.ordered({method for panel in panels for method in panel.methods})
+
+
+def label_axis(axes: Axes) -> None:
+    """A horizontal axis that counts labels."""
+    axes.set_xlabel("Labelled images")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    sns.despine(ax=axes)
+
+
+def draw_curves(panels: list[Panel], references: dict[str, list[Reference]]) -> Figure:
+    """Mean ± std of each method against labels, each seed's points faint behind, published curves dashed."""
+    figure, all_axes = grid(len(panels))
+    hollow = False
+    for axes, panel in zip(all_axes, panels, strict=True):
+        hollow |= _curves(axes, panel)
+        for reference in references.get(panel.key, []):
+            _reference(axes, reference)
+    handles = [handle(method) for method in methods_of(panels)]
+    if any(references.values()):
+        handles.append(Line2D([], [], color="#444444", ls=(0, (4, 2)), lw=1.1, label="published"))
+    if hollow:
+        handles.append(
+            Line2D([], [], color="#444444", marker="o", mfc="white", ls="", ms=4.5, label="not all seeds yet")
+        )
+    legend(figure, handles)
+    return figure
+
+
+def _curves(axes: Axes, panel: Panel) -> bool:
+    """Draw one panel; whether some point lacks seeds that its method has elsewhere in the panel."""
+    mean, std, count = stats.summary(panel.values, axis=1)
+    labels = panel.labels
+    partial = False
+    for m in reversed(range(len(panel.methods))):  # MAL, the first, is drawn last and lies on top
+        method = panel.methods[m]
+        look = style.look(method)
+        known = ~np.isnan(mean[m])
+        x, y = labels[m][known], mean[m][known]
+        axes.scatter(panel.labeled[m], panel.values[m], s=7, color=look.colour, alpha=0.28, lw=0, zorder=2)
+        band = known & (count[m] > 1)
+        axes.fill_between(
+            labels[m][band], (mean - std)[m][band], (mean + std)[m][band], color=look.colour, alpha=0.13, lw=0
+        )
+        axes.plot(x, y, color=look.colour, lw=weight(method), zorder=3 + (method == "mal"))
+        full = count[m][known] == len(panel.seeds)
+        axes.plot(
+            x[full], y[full], ls="", marker=look.marker, ms=4.8, color=look.colour, mec="white", mew=0.5, zorder=5
+        )
+        axes.plot(
+            x[~full], y[~full], ls="", marker=look.marker, ms=4.5, mfc="white", mec=look.colour, mew=1.0, zorder=5
+        )
+        partial |= bool((~full).any())
+    axes.set_title(panel.title)
+    axes.set_ylabel(style.metric_label(panel.metric))
+    label_axis(axes)
+    return partial
+
+
+def _reference(axes: Axes, reference: Reference) -> None:
+    look = style.look(reference.method)
+    line = (0, (4, 2)) if len(reference.mean) > 1 else "none"
+    error = None if np.isnan(reference.std).all() else reference.std
+    axes.errorbar(
+        reference.labeled,
+        reference.mean,
+        yerr=error,
+        color=look.colour,
+        ls=line,
+        lw=1.1,
+        marker=look.marker,
+        ms=3.2,
+        mfc="none",
+        mew=0.8,
+        elinewidth=0.7,
+        capsize=1.8,
+        alpha=0.85,
+        zorder=2.5,
+    )
+
+
+def curves_caption(panels: list[Panel], beside: dict[str, tuple[list[Reference], str]]) -> str:
+    """What the curves show, and what they do not."""
+    seeds = sorted({len(panel.seeds) for panel in panels})
+    span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+    text = f"Mean over {span} seed{'s' * (seeds[-1] > 1)} against the number of labels"
+    text += (
+        ", band: ± one standard deviation; faint points: single seeds."
+        if seeds[-1] > 1
+        else " (one seed: no deviation)."
+    )
+    if any((np.isnan(p.values).any(axis=1) & ~np.isnan(p.values).all(axis=1)).any() for p in panels):
+        text += " Hollow markers: not every seed has that round."
+    sources = sorted({r.source for found, _ in beside.values() for r in found})
+    if sources:
+        text += f" Dashed: published figures ({'; '.join(sources)}); dataset, backbone, metric and label counts match."
+    return text

@@ -1,0 +1,184 @@
+"""Build OUT/NAME: curves.csv, tables, figures, report.md and report.html."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from analysis import checks, class_tables, references, style, tables
+from analysis.load import Finding, Runs
+from analysis.options import Options
+from analysis.panels import Panel, curves, panels_of
+from analysis.table import Table
+
+TEMPLATE = Path(__file__).with_name("report.html")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on disk. stem: file name without ending; PNG and PDF lie side by side."""
+
+    stem: str
+    caption: str
+
+
+@dataclass
+class Section:
+    """A heading with what stands under it."""
+
+    title: str
+    pictures: list[Picture] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    text: str = ""
+
+
+@dataclass
+class Report:
+    """A report's content, and the files that make it up."""
+
+    name: str
+    folder: Path
+    lead: str
+    findings: list[Finding]
+    sections: list[Section]
+    left_out: list[str]
+    files: list[Path] = field(default_factory=list)
+
+
+def build(runs: Runs, name: str, options: Options) -> Report:
+    """Write everything for one report and return what was written. Existing files of the same name are replaced."""
+    folder = options.out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    panels = panels_of(runs.rounds)
+    report = Report(name, folder, lead(runs, panels), checks.check(runs, panels), [], [])
+    curves(panels).to_csv(folder / "curves.csv", index=False, float_format="%.6g")
+    sections = _sections(runs, panels, options, report.left_out)
+    if options.figures:
+        _draw(runs, panels, options, report, sections)
+    report.sections = [s for s in sections.values() if s.pictures or s.tables]
+    for section in report.sections:
+        for table in section.tables:
+            table.write(folder / "tables")
+    (folder / "report.md").write_text(markdown(report))
+    (folder / "report.html").write_text(html(report))
+    report.files = [
+        folder / "curves.csv",
+        folder / "report.md",
+        folder / "report.html",
+        *sorted(folder.glob("*.p[nd][gf]")),
+    ]
+    return report
+
+
+def lead(runs: Runs, panels: list[Panel]) -> str:
+    """What ran, on what, at what cost: one sentence a panel and one on the code."""
+    sentences = []
+    for panel in panels:
+        rows = runs.rounds[runs.rounds["panel"] == panel.key]
+        pools = sorted({int(p) for p in rows["pool"]})
+        pool = f"{pools[0]:,}" if len(pools) == 1 else f"{pools[0]:,} to {pools[-1]:,}"
+        sentences.append(
+            f"{panel.title}: {len(panel.methods)} method{'s' * (len(panel.methods) > 1)} "
+            f"({', '.join(style.method_label(m) for m in panel.methods)}), "
+            f"seeds {checks.spans(panel.seeds)}, {len(rows):,} rounds of {panel.budgets[0]:,.0f} to "
+            f"{panel.budgets[-1]:,.0f} labels from a pool of {pool}, backbone {style.backbone_label(panel.backbone) or 'not recorded'}."
+        )
+    seconds = runs.rounds["seconds"].sum()
+    gpu_hours = (runs.rounds["seconds"] * runs.rounds["gpus"]).sum() / 3600
+    devices = ", ".join(sorted(set(runs.rounds["device"]) - {""})) or "a device not recorded"
+    commits = ", ".join(sorted({str(c)[:10] for c in runs.rounds["git_commit"].dropna()})) or "not recorded"
+    versions = "; ".join(sorted(set(runs.rounds["versions"]) - {""}))
+    cost = f"{seconds / 3600:,.2f} hours" + (f", {gpu_hours:,.2f} GPU-hours" if gpu_hours else "")
+    preempted = int(runs.rounds["preemptions"].sum())
+    sentences.append(
+        f"It took {cost} on {devices}, with {preempted} preemption{'s' * (preempted != 1)}; code version {commits}"
+        + (f"; {versions}." if versions else ".")
+    )
+    return " ".join(sentences)
+
+
+def _sections(runs: Runs, panels: list[Panel], options: Options, left_out: list[str]) -> dict[str, Section]:
+    """The sections by key, with their tables."""
+    sections = {
+        "curves": Section("Learning curves"),
+        "gain": Section("Gain and area under the budget curve"),
+        "labels": Section("Labels needed and saved"),
+        "start": Section("Start and choice"),
+        "penalty": Section("Who beats whom"),
+        "classes": Section("Head, middle and tail classes"),
+        "queries": Section("What was queried"),
+        "cost": Section("Cost"),
+    }
+    for group in tables.by_protocol(panels):
+        sections["curves"].tables.append(tables.rounds_table(group))
+    for panel in panels:
+        rows = runs.rounds[runs.rounds["panel"] == panel.key]
+        if panel.index(options.baseline) is None:
+            left_out.append(f"{panel.title}: gains over {options.baseline}, which did not run (set baseline=NAME)")
+        if panel.horizon < 2:
+            left_out.append(f"{panel.title}: areas under the budget curve; they need two rounds of a method")
+        _add(sections["gain"], tables.area_table(panel, options.baseline))
+        _add(sections["labels"], tables.labels_table(panel, options.targets))
+        _add(sections["labels"], tables.saved_table(panel))
+        _add(sections["start"], tables.start_table(panel, options.baseline))
+        classes, reason = class_tables.classes_table(panel, rows)
+        _add(sections["classes"], classes)
+        if reason:
+            left_out.append(f"{panel.title}: head, middle and tail classes; {reason}")
+        _add(sections["cost"], class_tables.cost_table(panel, rows))
+    penalties = tables.penalty_tables(panels)
+    sections["penalty"].tables += penalties
+    if not penalties:
+        left_out.append("pairwise penalties: they need two methods with two common seeds and two rounds")
+    return sections
+
+
+def _add(section: Section, table: Table | None) -> None:
+    if table is not None:
+        section.tables.append(table)
+
+
+def _draw(runs: Runs, panels: list[Panel], options: Options, report: Report, sections: dict[str, Section]) -> None:
+    """Draw what the rounds allow; the rest goes into left_out."""
+    from analysis import figures
+
+    published = references.read()
+    beside = {panel.key: references.matching(panel, published) for panel in panels}
+    report.left_out += [reason for _, reason in beside.values() if reason]
+    figures.use_theme()
+    drawn = figures.draw_curves(panels, {key: found for key, (found, _) in beside.items()})
+    figures.save(drawn, report.folder / "curves")
+    sections["curves"].pictures.append(Picture("curves", figures.curves_caption(panels, beside)))
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown, with its figures beside it."""
+    lines = [f"# {report.name}", "", report.lead, ""]
+    if report.findings:
+        lines += ["## Warnings", "", *[f"- **{f.kind}**: {f.text}" for f in report.findings], ""]
+    for section in report.sections:
+        lines += [f"## {section.title}", ""]
+        lines += [section.text, ""] if section.text else []
+        for picture in section.pictures:
+            lines += [f"![{picture.caption}]({picture.stem}.png)", "", picture.caption, ""]
+        for table in section.tables:
+            lines += [f"**{table.title}.** {table.note}".strip(), "", table.markdown(), ""]
+    if report.left_out:
+        lines += ["## Left out", "", *[f"- {line}" for line in report.left_out], ""]
+    return "\n".join(lines)
+
+
+def html(report: Report) -> str:
+    """The report as one file that asks for nothing else: styles and figures inside, requests forbidden."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+    def embed(picture: Picture) -> str:
+        data = (report.folder / f"{picture.stem}.png").read_bytes()
+        return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+    return environment.from_string(TEMPLATE.read_text()).render(report=report, embed=embed)

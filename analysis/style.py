@@ -1,0 +1,118 @@
+"""Names, order, colours and markers: the same for a method in every figure and table, safe for colour-blind readers.
+
+Colours are those of Okabe and Ito (2008) for the methods that the paper compares, and of Paul Tol's "muted" set for the
+ablations; no two methods of one family share a marker, so that figures survive a grey print.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is written and drawn. marker: matplotlib's code."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+LOOKS = {
+    "mal": Look("MAL", "#D55E00", "o"),
+    "mal_init_random": Look("MAL's F, random query", "#882255", "P"),
+    "mal_no_minimax": Look("MAL without minimax", "#332288", "v"),
+    "mal_no_discriminator": Look("MAL without D", "#117733", "^"),
+    "mal_entropy_only": Look("MAL, entropy query", "#88CCEE", "<"),
+    "mal_discriminator_only": Look("MAL, D query", "#AA4499", ">"),
+    "vaal": Look("VAAL", "#E69F00", "s"),
+    "coreset": Look("Coreset", "#009E73", "D"),
+    "badge": Look("BADGE", "#56B4E9", "X"),
+    "batchbald": Look("BatchBALD", "#DDCC77", "d"),
+    "bald": Look("BALD", "#CC79A7", "p"),
+    "entropy": Look("Entropy", "#0072B2", "^"),
+    "margin": Look("Margin", "#999933", "h"),
+    "confidence": Look("Confidence", "#44AA99", "*"),
+    "random": Look("Random", "#555555", "v"),
+}
+SPARE_COLOURS = ("#CC6677", "#44AA99", "#999933", "#661100", "#6699CC", "#AA4466", "#4477AA", "#AA7744")
+SPARE_MARKERS = ("d", "H", "8", "*", "<", ">", "h", "X")
+
+DATASETS = {
+    "digits": "Digits",
+    "digits_imbalanced": "Digits-Imbalanced",
+    "digit_scenes": "Digit scenes",
+    "fashion_mnist": "Fashion-MNIST",
+    "fashion_mnist_imbalanced": "Fashion-MNIST-Imbalanced",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "cifar100_imbalanced": "CIFAR100-Imbalanced",
+    "imagenet": "ImageNet",
+    "inaturalist2018": "iNaturalist2018",
+    "bdd100k": "BDD100K",
+}
+BACKBONES = {
+    "resnet18": "ResNet18",
+    "vgg16": "VGG16",
+    "vgg16_bn": "VGG16",
+    "small_cnn": "small CNN",
+    "drn_d_22": "DRN-D-22",
+}
+METRICS = {"accuracy": "Accuracy (%)", "miou": "mIoU (%)"}
+
+
+def look(method: str) -> Look:
+    """The look of a method; one that is not listed gets a colour and marker that follow from its name alone."""
+    if method in LOOKS:
+        return LOOKS[method]
+    code = zlib.crc32(method.encode())
+    label = method.replace("_", " ")
+    label = "MAL " + label.removeprefix("mal ") if label.startswith("mal ") else label[:1].upper() + label[1:]
+    return Look(label, SPARE_COLOURS[code % len(SPARE_COLOURS)], SPARE_MARKERS[code // 8 % len(SPARE_MARKERS)])
+
+
+def method_label(method: str) -> str:
+    """A method's name in figures and tables."""
+    return look(method).label
+
+
+def ordered(methods: Iterable[str]) -> list[str]:
+    """Methods in the order of every legend and table: MAL, its ablations, the baselines, random sampling last."""
+    known = list(LOOKS)
+
+    def rank(method: str) -> tuple[int, str]:
+        if method in known:
+            return known.index(method), method
+        return (known.index("vaal") if method.startswith("mal") else known.index("random"), "" + method)
+
+    return sorted(methods, key=lambda method: (rank(method)[0], method in LOOKS, method))
+
+
+def dataset_label(dataset: str) -> str:
+    """A dataset's name as papers write it."""
+    return DATASETS.get(dataset, dataset)
+
+
+def backbone_label(backbone: str) -> str:
+    """A backbone's name as the paper writes it (its VGG16 has batch norm)."""
+    return BACKBONES.get(backbone, backbone)
+
+
+def panel_title(key: str, dataset: str) -> str:
+    """A panel's title: the dataset, then what tells the panel from others of the same dataset."""
+    rest = re.sub(r"^-", "", key.removeprefix(dataset))
+    parts = [backbone_label(part) for part in rest.split("-") if part]
+    return ", ".join([dataset_label(dataset), *parts])
+
+
+def metric_label(metric: str) -> str:
+    """The label of the vertical axis."""
+    return METRICS.get(metric, f"{metric} (%)")
+
+
+def metric_noun(metric: str) -> str:
+    """The metric within a sentence."""
+    return METRICS.get(metric, metric).removesuffix(" (%)").replace("Accuracy", "accuracy")
