@@ -1,8 +1,8 @@
 """Acquisition functions: numbers in, positions out. They know no model, no round and no configuration.
 
-A candidate is named by its position in the arrays given; every result is an int64 array of positions in order of choice.
-Modules that compile (numba) or that need scikit-learn import them at the first call, so that importing this package costs
-numpy alone.
+A candidate is named by its position in the arrays given; every result is an int64 array of positions in order
+of choice. Modules that compile (numba) or that need scikit-learn import them at the first call, so that
+importing this package costs numpy alone.
 """
 
 from mal.acquisition.badge import badge

@@ -1,6 +1,7 @@
-"""Compiled loops, kept in numba's on-disk cache. Imported at first use: `import numba` alone takes a good part of a second.
+"""Compiled loops, kept in numba's on-disk cache. Imported at first use: numba alone takes a good part of a second.
 
-float32 features are subtracted and summed in float64, so every pair of points has one distance, however it is reached.
+float32 features are subtracted and summed in float64, so every pair of points has one distance, however it is
+reached.
 """
 
 import heapq
@@ -57,7 +58,7 @@ def fold_products(products_RB, norms_B, first, rows_R, best_N, second_N, nearest
 
 @njit(cache=True)
 def _history(i, features_ND, centres_MD, picks_B, folded, gap, error, nearest):  # type: ignore[no-untyped-def]
-    """Exact squared distance of candidate i to the first `folded` centres, by the nearest alone where that is certain."""
+    """Exact squared distance of candidate i to the first `folded` centres; by the nearest alone where certain."""
     labelled = centres_MD.shape[0]
     low = np.inf
     if folded > 0:
@@ -79,9 +80,10 @@ def pick_centres(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Lazy greedy among the pool while its best is certain to be the best of all; returns the number picked so far.
 
-    Candidate i's squared distance to its nearest centre, over the first seen_N[i] centres, lies in [low_N[i], high_N[i]]
-    (exact where they are equal). It only falls as centres are added: high_N[i] is an upper bound for ever. Outside the
-    pool every high_N is below `threshold`. Stops at a candidate that is more than `patience` centres behind.
+    Candidate i's squared distance to its nearest centre, over the first seen_N[i] centres, lies in [low_N[i],
+    high_N[i]] (exact where they are equal). It only falls as centres are added: high_N[i] is an upper bound
+    for ever. Outside the pool every high_N is below `threshold`. Stops at a candidate that is more than
+    `patience` centres behind.
     """
     labelled = centres_MD.shape[0]
     heap = [(-high_N[i], i) for i in pool_P]
@@ -120,3 +122,60 @@ def pick_centres(  # type: ignore[no-untyped-def]
         picks_B[picked] = i
         picked += 1
     return picked
+
+
+@njit(cache=True)
+def nearer_embeddings(  # type: ignore[no-untyped-def]
+    probabilities_NK, features_ND, errors_K, labels_N, norms_N, lengths_N, products_N, slack, centre, weights_N
+):
+    """Lower each weight to the squared distance to `centre`, in float64, where it can be lower at all.
+
+    products_N are the inner products of the error vectors in float32, wrong by at most `slack`. By
+    Cauchy-Schwarz the squared distance is at least |g_i|^2 + |g_c|^2 - 2 |a_i.a_c| |h_i||h_c|: most
+    candidates need no product of features.
+    """
+    for i in range(weights_N.size):
+        together = norms_N[i] + norms_N[centre]
+        reach = 2 * (abs(products_N[i]) + slack) * lengths_N[i] * lengths_N[centre]
+        if together - reach >= weights_N[i]:
+            continue
+        y = labels_N[i]
+        p_K = probabilities_NK[i]
+        # Around the label: p_y - 1 is small where the prediction is sure, and must not be a difference of
+        # larger sums.
+        at_label = (np.float64(p_K[y]) - 1.0) * errors_K[y]
+        errors = dot(p_K[:y], errors_K[:y]) + dot(p_K[y + 1 :], errors_K[y + 1 :]) + at_label
+        value = together - 2 * errors * dot(features_ND[i], features_ND[centre])
+        # Equal embeddings are at distance 0, not at the rounding of these three numbers.
+        value = 0.0 if value < 1e-12 * together else value
+        weights_N[i] = min(weights_N[i], value)
+
+
+@njit(cache=True)
+def settle_edges(points_RD, features_ND, doubtful, limit, inside):  # type: ignore[no-untyped-def]
+    """Decide in float64 whether the doubtful pairs (flat positions in an R x N table) are nearer than the limit."""
+    count = features_ND.shape[0]
+    for place in doubtful:
+        inside[place] = squared_distance(points_RD[place // count], features_ND[place % count]) < limit
+
+
+@njit(cache=True)
+def cover(starts, edges, covered_N, bounds_N, taken_N, picks_B, picked, stop):  # type: ignore[no-untyped-def]
+    """Pick by most uncovered neighbours, lowest position first among equals; bounds_N are upper bounds throughout."""
+    heap = [(-bounds_N[i], i) for i in range(bounds_N.size) if not taken_N[i]]
+    heapq.heapify(heap)
+    while picked < stop:
+        negative, i = heap[0]
+        fresh = 0
+        for e in range(starts[i], starts[i + 1]):
+            fresh += not covered_N[edges[e]]
+        bounds_N[i] = fresh
+        if fresh < -negative:
+            heapq.heapreplace(heap, (-fresh, i))
+            continue
+        heapq.heappop(heap)
+        taken_N[i] = True
+        for e in range(starts[i], starts[i + 1]):
+            covered_N[edges[e]] = True
+        picks_B[picked] = i
+        picked += 1

@@ -55,7 +55,7 @@ def check_probabilities(probabilities: ArrayLike, name: str, ndim: int) -> NDArr
         block = array[start : start + 8192]
         sums = block.sum(axis=-1, dtype=np.float64)
         if not (np.all(np.abs(sums - 1) < 1e-3) and np.all(block >= 0)):
-            raise ValueError(f"{name} has rows that are no probabilities: each must be >= 0 and sum to 1 (logits given?)")
+            raise ValueError(f"{name} has rows that are no probabilities: must be >= 0 and sum to 1 (logits given?)")
     return array
 
 

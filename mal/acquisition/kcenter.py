@@ -1,9 +1,9 @@
 """k-center greedy (core-set selection), lazy and exact: the picks of the plain algorithm for a fraction of its work.
 
-The plain algorithm updates every candidate's distance to its nearest centre at each pick. These distances only fall, so a
-stale one is an upper bound: only candidates whose bound may be the highest have to be brought up to date, in blocks of
-centres (one matrix product each). float32 products carry a rigorous error bound; where two candidates are closer than
-that, they are compared in float64.
+The plain algorithm updates every candidate's distance to its nearest centre at each pick. These distances
+only fall, so a stale one is an upper bound: only candidates whose bound may be the highest have to be brought
+up to date, in blocks of centres (one matrix product each). float32 products carry a rigorous error bound;
+where two candidates are closer than that, they are compared in float64.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ def kcenter_greedy(
 ) -> Indices:
     """Pick `budget` times the candidate farthest (L2) from its nearest centre, which then is a centre too.
 
-    features_ND: (N, D) candidates; centres_MD: (M, D) labelled features, or None. Distances are those of the float32
-    features in float64; ties go to the lowest position, chosen candidates are never chosen again, and without labelled
-    centres the first pick is position 0. `block` centres are folded in at a time; `pool` candidates are kept in view
-    (default: N / 24, at least 2048): both change the time only. With a `device` other than cpu the products run there,
-    in float32 proper; the features are kept on both sides. Memory: the features as given and 52 bytes a candidate.
+    features_ND: (N, D) candidates; centres_MD: (M, D) labelled features, or None. Distances are those of the
+    float32 features in float64; ties go to the lowest position, chosen candidates are never chosen again, and
+    without labelled centres the first pick is position 0. `block` centres are folded in at a time; `pool`
+    candidates are kept in view (default: N / 16, at least 4096): both change the time only. With a `device`
+    other than cpu the products run there, in float32 proper; the features are kept on both sides. Memory: the
+    features as given and 52 bytes a candidate.
     Returns int64 (budget,) in order of choice. Raises ValueError for features that are not finite.
     Source: Sener & Savarese, Active Learning for CNNs: A Core-Set Approach (ICLR 2018), algorithm 1.
     """
@@ -48,7 +49,7 @@ def kcenter_greedy(
     if block < 1:
         raise ValueError(f"block={block}: must be 1 or more centres")
     search = _Search(features, centres, budget, block, device)
-    return search.run(pool or max(2048, len(features) // 24), progress)
+    return search.run(pool or max(4096, len(features) // 16), progress)
 
 
 class _HostProducts:
@@ -71,9 +72,7 @@ class _HostProducts:
                 if len(centres_BD) < search.block:
                     products = np.empty((part.size, len(centres_BD)), dtype=np.float32)
                 np.matmul(search.rows(part), centres_BD.T, out=products)
-                _kernels.fold_products(
-                    products, norms_B, c, part, search.best_N, search.second_N, search.nearest_N
-                )
+                _kernels.fold_products(products, norms_B, c, part, search.best_N, search.second_N, search.nearest_N)
 
 
 class _TorchProducts:
@@ -115,8 +114,9 @@ class _TorchProducts:
 class _Search:
     """The state of the lazy search: what is known of each candidate's distance to its nearest centre.
 
-    Centres are numbered: 0..M-1 labelled, then the picks. Candidate i has met seen_N[i] of them, folded_N[i] of those in
-    float32: best_N[i] is the lowest |c|^2 - 2 x.c, of centre nearest_N[i], and second_N[i] the second lowest.
+    Centres are numbered: 0..M-1 labelled, then the picks. Candidate i has met seen_N[i] of them, folded_N[i]
+    of those in float32: best_N[i] is the lowest |c|^2 - 2 x.c, of centre nearest_N[i], and second_N[i] the
+    second lowest.
     """
 
     def __init__(
@@ -132,8 +132,9 @@ class _Search:
         self.norms_N = squared_norms(features, "features")
         self.norms_M = squared_norms(centres, "centres")
         farthest = np.sqrt(max(self.norms_N.max(), self.norms_M.max(initial=0)))
-        # |fl(x.c) - x.c| <= g |x||c|, g = D u / (1 - D u), in any order of summation; |x||c| <= (|x| + |c|)^2 / 4; the few
-        # roundings after it are below 5 u (|x| + |c|)^2. u = 2^-24; the tiny term covers underflow.
+        # |fl(x.c) - x.c| <= g |x||c|, g = D u / (1 - D u), in any order of summation; |x||c| <= (|x| + |c|)^2
+        # / 4; the few roundings after it are below 5 u (|x| + |c|)^2. u = 2^-24; the tiny term covers
+        # underflow.
         unit = 2.0**-24
         worst = (width / 2 / (1 - width * unit) + 6) * unit if width * unit < 0.5 else np.inf
         self.error_N = worst * (np.sqrt(self.norms_N) + farthest) ** 2 + 1e-30
@@ -153,7 +154,8 @@ class _Search:
         labelled = len(self.centres_MD)
         picked = 0
         if labelled == 0:
-            # Every candidate is infinitely far: the lowest position wins, and the search proper starts with one centre.
+            # Every candidate is infinitely far: the lowest position wins, and the search proper starts with
+            # one centre.
             self.picks_B[0], picked = 0, 1
             self.high_N[0] = self.low_N[0] = -1.0
         while picked < self.budget:
@@ -182,7 +184,8 @@ class _Search:
     def refresh(self, pool_P: Indices, target: int) -> None:
         """Bring the pool's stale candidates nearer to the first `target` centres, in float32.
 
-        Those far behind double the centres they have met rather than meeting all: most drop out of the pool on the way.
+        Those far behind double the centres they have met rather than meeting all: most drop out of the pool
+        on the way.
         """
         behind = (self.seen_N[pool_P] < target) & (self.low_N[pool_P] < self.high_N[pool_P])
         stale_P = pool_P[behind]

@@ -30,8 +30,8 @@ def top_b(scores: ArrayLike, budget: int) -> Indices:
     threshold = np.partition(scores_N, scores_N.size - budget)[scores_N.size - budget]
     above = np.flatnonzero(scores_N > threshold)
     level = np.flatnonzero(scores_N == threshold)[: budget - above.size]
-    # A stable sort keeps the lower position first among equals; negation would turn -0.0 into another bit pattern but
-    # not into another order.
+    # A stable sort keeps the lower position first among equals; negation would turn -0.0 into another bit
+    # pattern but not into another order.
     order = np.argsort(-scores_N[above], kind="stable")
     return np.concatenate([above[order], level]).astype(np.int64)
 
@@ -42,9 +42,11 @@ def stochastic_scores(
     """Scores with Gumbel noise: their `top_b` is a sample of a batch without replacement.
 
     scores: (N,). kind `power` draws in proportion to score ** beta (negative scores count as 0), `softmax` to
-    exp(beta * score), `softrank` to rank ** -beta (1 the best, ties by lowest position). beta = inf is `top_b` itself.
+    exp(beta * score), `softrank` to rank ** -beta (1 the best, ties by lowest position). beta = inf is
+    `top_b` itself.
     Returns float64 (N,). Raises ValueError for NaN, an unknown kind or beta < 0.
-    Source: Kirsch et al., Stochastic Batch Acquisition for Deep Active Learning (TMLR 2023), section 3; power is PowerBALD.
+    Source: Kirsch et al., Stochastic Batch Acquisition for Deep Active Learning (TMLR 2023), section 3; power
+    is PowerBALD.
     """
     scores_N = _check_scores(scores).astype(np.float64)
     if kind not in STOCHASTIC_KINDS:

@@ -1,10 +1,12 @@
-"""Uncertainty of one prediction or of several stochastic passes; in every function the largest score is queried first.
+"""Uncertainty of one prediction or of several stochastic passes; the largest score is always queried first.
 
-Arrays are numpy or torch; the arithmetic is float64 on the array's own device, so a batch of logits need not leave the GPU.
+Arrays are numpy or torch; the arithmetic is float64 on the array's own device, so a batch of logits need not
+leave the GPU.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,7 +128,8 @@ def _arange_like(xp: Any, array: Any) -> Any:
 def variation_ratio(votes_SN: Any) -> NDArray[np.float64]:
     """1 - (votes of the most frequent class) / S, (N,) float64, of S members' or passes' predicted classes (S, N).
 
-    Memory: the votes alone, whatever the number of classes. Raises ValueError for votes that are no whole numbers.
+    Memory: the votes alone, whatever the number of classes. Raises ValueError for votes that are no whole
+    numbers.
     Source: Freeman 1965; Beluch et al., The Power of Ensembles for Active Learning (CVPR 2018), section 3.2.
     """
     votes_SN = np.asarray(votes_SN.detach().cpu() if _module(votes_SN) is not np else votes_SN)
@@ -135,17 +138,19 @@ def variation_ratio(votes_SN: Any) -> NDArray[np.float64]:
     ordered_SN = np.sort(votes_SN, axis=0)
     run_N = np.ones(votes_SN.shape[1], dtype=np.int64)
     longest_N = run_N.copy()
-    for before_N, now_N in zip(ordered_SN, ordered_SN[1:], strict=False):
+    for before_N, now_N in itertools.pairwise(ordered_SN):
         run_N = np.where(now_N == before_N, run_N + 1, 1)
         longest_N = np.maximum(longest_N, run_N)
     return 1 - longest_N / votes_SN.shape[0]
 
 
 class PassAccumulator:
-    """Streams S stochastic passes (or members of an ensemble) over the same candidates: keeps sum p and sum H, not S x N x K.
+    """Streams S stochastic passes (or members of an ensemble): keeps sum p and sum H, not S x N x K.
 
-    One accumulator serves a batch of candidates or the whole pool: (n, K) + (n,) float64 on the first update's device.
-    Source: Gal et al., Deep Bayesian Active Learning with Image Data (ICML 2017), equation 4; Houlsby et al. 2011.
+    One accumulator serves a batch of candidates or the whole pool: (n, K) + (n,) float64 on the first
+    update's device.
+    Source: Gal et al., Deep Bayesian Active Learning with Image Data (ICML 2017), equation 4; Houlsby et al.
+    2011.
 
     >>> passes = PassAccumulator()
     >>> for logits in ([[0.0, 9.0]], [[9.0, 0.0]]):
@@ -193,5 +198,5 @@ class PassAccumulator:
         return entropy(self.mean())
 
     def bald(self) -> Any:
-        """Mutual information of prediction and parameters, (n,) in nats: entropy of the mean less mean entropy, >= 0."""
+        """I(prediction; parameters), (n,) in nats: entropy of the mean less mean entropy, >= 0."""
         return (self.entropy() - self._sum_h / self.passes).clip(min=0)
