@@ -74,8 +74,8 @@ def _table(panel: Panel, scores: np.ndarray, shares: np.ndarray, last: int) -> T
         ]
     frame = pd.DataFrame(data, columns=["dataset", "method", "classes", "mean", "std", "n", "query_percent"])
     note = (
-        f"Mean of the classes' {style.metric_noun(panel.metric)} after round {last}, and the share of all queried labels. "
-        "Head, middle and tail: thirds of the classes by their size in each seed's pool. Bold: significantly best."
+        f"Mean of the classes' {style.metric_noun(panel.metric)} after round {last}, and their share of the "
+        "queries. Head, middle and tail: thirds of the classes by size in each seed's pool. Bold: significantly best."
     )
     heads = ["Method", *[f"{g} (%)" for g in GROUPS], *[f"queried, {g.lower()} (%)" for g in GROUPS]]
     bold = {(b, g + 1) for g, b in enumerate(best) if b is not None}

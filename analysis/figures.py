@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +19,7 @@ from analysis.references import Reference
 
 WIDTH = 6.9  # inches: the text width of a two-column paper
 DPI = 200
+MARKED = 20  # beyond so many rounds only some carry a marker
 
 
 def use_theme() -> None:
@@ -112,12 +114,29 @@ def methods_of(panels: list[Panel]) -> list[str]:
     return style.ordered({method for panel in panels for method in panel.methods})
 
 
-def label_axis(axes: Axes) -> None:
-    """A horizontal axis that counts labels."""
-    axes.set_xlabel("Labelled images")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+def label_axis(axes: Axes, panel: Panel, rounds: slice = slice(None)) -> None:
+    """A horizontal axis that counts labels; few rounds are each named, with their share of the pool."""
+    counts, percents = panel.budgets[rounds], panel.percents[rounds]
+    if len(counts) <= 7:
+        decimals = 0 if np.all(np.abs(percents - np.round(percents)) < 0.05) else 1
+        axes.set_xticks(counts, [f"{c:,.0f}\n{p:.{decimals}f}%" for c, p in zip(counts, percents, strict=True)])
+        axes.set_xlabel("Labelled images, share of the pool")
+    else:
+        axes.set_xlabel("Labelled images")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     sns.despine(ax=axes)
+
+
+def line(axes: Axes, method: str, x: np.ndarray, y: np.ndarray, hollow: np.ndarray | None = None) -> None:
+    """A method's line through all points; markers on all, or on every so many of a long curve, hollow where told."""
+    look = style.look(method)
+    axes.plot(x, y, color=look.colour, lw=weight(method), zorder=3 + (method == "mal"))
+    at = np.arange(len(x)) % -(-len(x) // MARKED) == 0 if len(x) else np.zeros(0, bool)
+    empty = np.zeros(len(x), bool) if hollow is None else hollow
+    marks: dict[str, Any] = {"ls": "", "marker": look.marker, "zorder": 5}
+    axes.plot(x[at & ~empty], y[at & ~empty], ms=4.8, color=look.colour, mec="white", mew=0.5, **marks)
+    axes.plot(x[at & empty], y[at & empty], ms=4.5, mfc="white", mec=look.colour, mew=1.0, **marks)
 
 
 def draw_curves(panels: list[Panel], references: dict[str, list[Reference]]) -> Figure:
@@ -149,23 +168,18 @@ def _curves(axes: Axes, panel: Panel) -> bool:
         look = style.look(method)
         known = ~np.isnan(mean[m])
         x, y = labels[m][known], mean[m][known]
-        axes.scatter(panel.labeled[m], panel.values[m], s=7, color=look.colour, alpha=0.28, lw=0, zorder=2)
+        size = 7 if len(panel.rounds) <= MARKED else 2
+        axes.scatter(panel.labeled[m], panel.values[m], s=size, color=look.colour, alpha=0.28, lw=0, zorder=2)
         band = known & (count[m] > 1)
         axes.fill_between(
             labels[m][band], (mean - std)[m][band], (mean + std)[m][band], color=look.colour, alpha=0.13, lw=0
         )
-        axes.plot(x, y, color=look.colour, lw=weight(method), zorder=3 + (method == "mal"))
-        full = count[m][known] == len(panel.seeds)
-        axes.plot(
-            x[full], y[full], ls="", marker=look.marker, ms=4.8, color=look.colour, mec="white", mew=0.5, zorder=5
-        )
-        axes.plot(
-            x[~full], y[~full], ls="", marker=look.marker, ms=4.5, mfc="white", mec=look.colour, mew=1.0, zorder=5
-        )
-        partial |= bool((~full).any())
+        few = count[m][known] < len(panel.seeds)
+        line(axes, method, x, y, few)
+        partial |= bool(few.any())
     axes.set_title(panel.title)
     axes.set_ylabel(style.metric_label(panel.metric))
-    label_axis(axes)
+    label_axis(axes, panel)
     return partial
 
 
@@ -207,3 +221,55 @@ def curves_caption(panels: list[Panel], beside: dict[str, tuple[list[Reference],
     if sources:
         text += f" Dashed: published figures ({'; '.join(sources)}); dataset, backbone, metric and label counts match."
     return text
+
+
+def draw_gain(panels: list[Panel], baseline: str) -> Figure:
+    """Difference from the baseline, paired by seed: mean with Student's 95% interval, single seeds faint behind."""
+    figure, all_axes = grid(len(panels))
+    for axes, panel in zip(all_axes, panels, strict=True):
+        _gain(axes, panel, baseline)
+    legend(figure, [handle(method) for method in methods_of(panels) if method != baseline])
+    return figure
+
+
+def _gain(axes: Axes, panel: Panel, baseline: str) -> None:
+    base = panel.index(baseline)
+    assert base is not None, "panels without the baseline are left out before"
+    axes.axhline(0, color=style.look(baseline).colour, lw=1.1, zorder=1.5)
+    for m in reversed(range(len(panel.methods))):
+        if m == base:
+            continue
+        look = style.look(panel.methods[m])
+        differences = panel.values[m] - panel.values[base]
+        mean = stats.summary(differences, axis=0)[0]
+        half = stats.t_half_width(differences.T)
+        x = panel.labels[m]
+        band = ~np.isnan(half)
+        axes.scatter(panel.labeled[m], differences, s=6, color=look.colour, alpha=0.25, lw=0, zorder=2)
+        axes.fill_between(x[band], (mean - half)[band], (mean + half)[band], color=look.colour, alpha=0.13, lw=0)
+        known = ~np.isnan(mean)
+        line(axes, panel.methods[m], x[known], mean[known])
+    axes.set_title(panel.title)
+    axes.set_ylabel(f"{style.metric_noun(panel.metric).capitalize()} minus {style.method_label(baseline)}'s (points)")
+    label_axis(axes, panel)
+
+
+def draw_hours(panels: list[Panel]) -> Figure:
+    """Mean metric against mean hours spent up to each round; bars: ± std of the metric."""
+    figure, all_axes = grid(len(panels))
+    for axes, panel in zip(all_axes, panels, strict=True):
+        mean, std, _ = stats.summary(panel.values, axis=1)
+        hours = stats.summary(panel.hours, axis=1)[0]
+        unit, scale = ("hours", 1) if np.nanmax(hours, initial=0) >= 1 else ("minutes", 60)
+        for m in reversed(range(len(panel.methods))):
+            known = ~np.isnan(mean[m]) & ~np.isnan(hours[m])
+            x, colour = scale * hours[m][known], style.look(panel.methods[m]).colour
+            line(axes, panel.methods[m], x, mean[m][known])
+            axes.errorbar(x, mean[m][known], std[m][known], color=colour, ls="", elinewidth=0.7, capsize=1.5, alpha=0.6)
+        axes.set_title(panel.title)
+        axes.set_ylabel(style.metric_label(panel.metric))
+        axes.set_xlabel(f"GPU-{unit}" if panel.on_gpu else f"{unit.capitalize()} of computing (no GPU)")
+        axes.set_xlim(left=0)
+        sns.despine(ax=axes)
+    legend(figure, [handle(method) for method in methods_of(panels)])
+    return figure

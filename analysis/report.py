@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from analysis import checks, class_tables, references, style, tables
+from analysis import captions, checks, class_tables, label_tables, queries, references, style, tables
 from analysis.load import Finding, Runs
 from analysis.options import Options
 from analysis.panels import Panel, curves, panels_of
@@ -77,12 +79,13 @@ def lead(runs: Runs, panels: list[Panel]) -> str:
     for panel in panels:
         rows = runs.rounds[runs.rounds["panel"] == panel.key]
         pools = sorted({int(p) for p in rows["pool"]})
+        backbone = style.backbone_label(panel.backbone) or "not recorded"
         pool = f"{pools[0]:,}" if len(pools) == 1 else f"{pools[0]:,} to {pools[-1]:,}"
         sentences.append(
             f"{panel.title}: {len(panel.methods)} method{'s' * (len(panel.methods) > 1)} "
             f"({', '.join(style.method_label(m) for m in panel.methods)}), "
             f"seeds {checks.spans(panel.seeds)}, {len(rows):,} rounds of {panel.budgets[0]:,.0f} to "
-            f"{panel.budgets[-1]:,.0f} labels from a pool of {pool}, backbone {style.backbone_label(panel.backbone) or 'not recorded'}."
+            f"{panel.budgets[-1]:,.0f} labels from a pool of {pool}, backbone {backbone}."
         )
     seconds = runs.rounds["seconds"].sum()
     gpu_hours = (runs.rounds["seconds"] * runs.rounds["gpus"]).sum() / 3600
@@ -119,9 +122,9 @@ def _sections(runs: Runs, panels: list[Panel], options: Options, left_out: list[
         if panel.horizon < 2:
             left_out.append(f"{panel.title}: areas under the budget curve; they need two rounds of a method")
         _add(sections["gain"], tables.area_table(panel, options.baseline))
-        _add(sections["labels"], tables.labels_table(panel, options.targets))
-        _add(sections["labels"], tables.saved_table(panel))
-        _add(sections["start"], tables.start_table(panel, options.baseline))
+        _add(sections["labels"], label_tables.labels_table(panel, options.targets))
+        _add(sections["labels"], label_tables.saved_table(panel))
+        _add(sections["start"], label_tables.start_table(panel, options.baseline))
         classes, reason = class_tables.classes_table(panel, rows)
         _add(sections["classes"], classes)
         if reason:
@@ -141,15 +144,50 @@ def _add(section: Section, table: Table | None) -> None:
 
 def _draw(runs: Runs, panels: list[Panel], options: Options, report: Report, sections: dict[str, Section]) -> None:
     """Draw what the rounds allow; the rest goes into left_out."""
-    from analysis import figures
+    from analysis import figures, query_figures
 
+    def keep(section: str, stem: str, figure: Any, caption: str) -> None:
+        figures.save(figure, report.folder / stem)
+        sections[section].pictures.append(Picture(stem, caption))
+
+    figures.use_theme()
     published = references.read()
     beside = {panel.key: references.matching(panel, published) for panel in panels}
     report.left_out += [reason for _, reason in beside.values() if reason]
-    figures.use_theme()
     drawn = figures.draw_curves(panels, {key: found for key, (found, _) in beside.items()})
-    figures.save(drawn, report.folder / "curves")
-    sections["curves"].pictures.append(Picture("curves", figures.curves_caption(panels, beside)))
+    keep("curves", "curves", drawn, figures.curves_caption(panels, beside))
+    keep("cost", "hours", figures.draw_hours(panels), captions.HOURS)
+    if compared := [p for p in panels if p.index(options.baseline) is not None and len(p.methods) > 1]:
+        keep("gain", "gain", figures.draw_gain(compared, options.baseline), captions.gain(options.baseline))
+    methods = figures.methods_of(panels)
+    matrices = [tables.penalties(panels, methods, correct) for correct in (False, True)]
+    if settings := len(matrices[0][1]):
+        titles = ["As BADGE defines it", "With Holm's correction"]
+        figure = query_figures.draw_penalties([matrix for matrix, _ in matrices], titles, methods, settings)
+        keep("penalty", "penalty", figure, captions.PENALTY)
+    _draw_queries(runs, panels, report, keep)
+
+
+def _draw_queries(runs: Runs, panels: list[Panel], report: Report, keep: Callable[[str, str, Any, str], None]) -> None:
+    """Class balance, overlap and maps of features, each for the panels that have what it needs."""
+    from analysis import query_figures
+
+    rows = {panel.key: runs.rounds[runs.rounds["panel"] == panel.key] for panel in panels}
+    balances = [(panel, found) for panel in panels if (found := queries.balance(panel, rows[panel.key]))]
+    if balances:
+        figure = query_figures.draw_balance([p for p, _ in balances], [found for _, found in balances])
+        keep("queries", "query_classes", figure, captions.BALANCE)
+    overlaps = [(panel, shared) for panel in panels if (shared := queries.overlap(panel, rows[panel.key]))]
+    if overlaps:
+        figure = query_figures.draw_overlap([p for p, _ in overlaps], [shared for _, shared in overlaps])
+        keep("queries", "query_overlap", figure, captions.OVERLAP)
+    mapped = False
+    for panel in panels:
+        if maps := queries.feature_maps(panel, rows[panel.key]):
+            mapped = True
+            keep("queries", f"map_{panel.key}", query_figures.draw_maps(panel, maps), captions.maps(panel.title))
+    missing = {"class balance of queries": balances, "overlap of queries": overlaps, "map of features": mapped}
+    report.left_out += [f"{what}: {captions.NEEDS[what]}" for what, found in missing.items() if not found]
 
 
 def markdown(report: Report) -> str:

@@ -1,7 +1,7 @@
 """Names, order, colours and markers: the same for a method in every figure and table, safe for colour-blind readers.
 
 Colours are those of Okabe and Ito (2008) for the methods that the paper compares, and of Paul Tol's "muted" set for the
-ablations; no two methods of one family share a marker, so that figures survive a grey print.
+ablations; no two of them share a marker, so that figures survive a grey print.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Look:
 
 LOOKS = {
     "mal": Look("MAL", "#D55E00", "o"),
-    "mal_init_random": Look("MAL's F, random query", "#882255", "P"),
-    "mal_no_minimax": Look("MAL without minimax", "#332288", "v"),
-    "mal_no_discriminator": Look("MAL without D", "#117733", "^"),
-    "mal_entropy_only": Look("MAL, entropy query", "#88CCEE", "<"),
-    "mal_discriminator_only": Look("MAL, D query", "#AA4499", ">"),
+    "mal_init_random": Look("MAL's F + random query", "#882255", "P"),
+    "mal_no_minimax": Look("MAL w/o minimax", "#332288", "*"),
+    "mal_no_discriminator": Look("MAL w/o D", "#117733", "H"),
+    "mal_entropy_only": Look("MAL, entropy only", "#88CCEE", "<"),
+    "mal_discriminator_only": Look("MAL, D only", "#AA4499", ">"),
     "vaal": Look("VAAL", "#E69F00", "s"),
     "coreset": Look("Coreset", "#009E73", "D"),
     "badge": Look("BADGE", "#56B4E9", "X"),
@@ -35,11 +35,11 @@ LOOKS = {
     "bald": Look("BALD", "#CC79A7", "p"),
     "entropy": Look("Entropy", "#0072B2", "^"),
     "margin": Look("Margin", "#999933", "h"),
-    "confidence": Look("Confidence", "#44AA99", "*"),
+    "confidence": Look("Confidence", "#44AA99", "8"),
     "random": Look("Random", "#555555", "v"),
 }
 SPARE_COLOURS = ("#CC6677", "#44AA99", "#999933", "#661100", "#6699CC", "#AA4466", "#4477AA", "#AA7744")
-SPARE_MARKERS = ("d", "H", "8", "*", "<", ">", "h", "X")
+SPARE_MARKERS = ("d", "<", ">", "8", "H", "h", "*", "X")
 
 DATASETS = {
     "digits": "Digits",
@@ -83,12 +83,11 @@ def ordered(methods: Iterable[str]) -> list[str]:
     """Methods in the order of every legend and table: MAL, its ablations, the baselines, random sampling last."""
     known = list(LOOKS)
 
-    def rank(method: str) -> tuple[int, str]:
-        if method in known:
-            return known.index(method), method
-        return (known.index("vaal") if method.startswith("mal") else known.index("random"), "" + method)
+    def place(method: str) -> tuple[int, bool, str]:
+        before = method if method in LOOKS else "vaal" if method.startswith("mal") else "random"
+        return known.index(before), method in LOOKS, method
 
-    return sorted(methods, key=lambda method: (rank(method)[0], method in LOOKS, method))
+    return sorted(methods, key=place)
 
 
 def dataset_label(dataset: str) -> str:
