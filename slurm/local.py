@@ -84,9 +84,7 @@ class LocalSlurm:
     def run(self, *command: str, check: bool = True, timeout_s: float = 60) -> str:
         """Standard output of a Slurm command; with `check` a failing one raises RuntimeError."""
         env = {**os.environ, **self.env}
-        done = subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()}")
         return done.stdout.strip()
@@ -130,8 +128,13 @@ class LocalSlurm:
 
     def start_controller(self) -> None:
         """Start slurmctld; it takes up the queue that it left in the folder."""
-        self._spawn("slurmctld", "slurmctld", "-D", "-f", str(self.conf))
-        answers = lambda: "UP" in self.run("scontrol", "ping", check=False)  # noqa: E731
+        child = self._spawn("slurmctld", "slurmctld", "-D", "-f", str(self.conf))
+
+        def answers() -> bool:
+            if child.poll() is not None:
+                raise RuntimeError(f"slurmctld ended with {child.returncode}\n{self._last_lines()}")
+            return "UP" in self.run("scontrol", "ping", check=False)
+
         self._wait_for("slurmctld does not answer", answers, 30)
 
     def kill_controller(self, signum: int = signal.SIGKILL) -> None:
@@ -201,7 +204,7 @@ class LocalSlurm:
     def _spools(self) -> list[Path]:
         return [self.folder / "spool" / name for name in self.shape.node_names]
 
-    def _spawn(self, log: str, program: str, *arguments: str) -> None:
+    def _spawn(self, log: str, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / "log" / f"{log}.log").open("ab") as out:
             child = subprocess.Popen(
                 [_program(program), *arguments],
@@ -213,6 +216,7 @@ class LocalSlurm:
                 start_new_session=True,
             )
         self._children.append(child)
+        return child
 
     def _start_guard(self) -> None:
         """Leave a process that reads our pipe: its end, at our death of any kind, means: clean up."""

@@ -33,16 +33,17 @@ class ClusterShape:
     gpus_per_node: int = 2
     mem_gb_per_node: int = 16
     grace_s: int = 5
-    slurmd_timeout_s: int = 6
+    slurmd_timeout_s: int = 5
     kill_wait_s: int = 5
-    requeue_s: int = 5
+    requeue_s: int = 5  # the least that Slurm takes
     user_signal: bool = False
     submit_limit: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         bounds = {"nodes": (1, 64), "cpus_per_node": (1, 256), "mem_gb_per_node": (1, 4096)}
-        bounds |= {"gpus_per_node": (0, len(STAND_INS)), "submit_limit": (0, 10**6), "grace_s": (0, 3600)}
+        bounds |= {"gpus_per_node": (0, len(STAND_INS)), "submit_limit": (0, 10**6)}
+        bounds |= {"grace_s": (0, 3600), "requeue_s": (5, 3600)}
         for key, (low, high) in bounds.items():
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"{key}={getattr(self, key)}: {low} to {high} is allowed; change {key}")
@@ -147,11 +148,12 @@ def _paths_and_names(folder: Path, controller_port: int) -> dict[str, str]:
 
 
 def _behaviour(shape: ClusterShape) -> dict[str, str]:
-    preempt = {"PreemptParameters": "send_user_signal"} if shape.user_signal else {}
+    preempt = {"SlurmctldParameters": "preempt_send_user_signal"} if shape.user_signal else {}
     limit = {"JobSubmitPlugins": "lua"} if shape.submit_limit else {}
     return {
         "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_CPU_Memory",
+        "DefMemPerCPU": str(shape.mem_gb_per_node * 1024 // shape.cpus_per_node),
         "SlurmdParameters": "config_overrides",  # more CPUs than the machine has are accepted
         "ProctrackType": "proctrack/linuxproc",
         "TaskPlugin": "task/none",
@@ -167,6 +169,7 @@ def _behaviour(shape: ClusterShape) -> dict[str, str]:
         "ReturnToService": "2",
         "SlurmdTimeout": str(shape.slurmd_timeout_s),
         "SlurmctldTimeout": "5",
+        "MessageTimeout": "5",  # seconds; how long a dead node is asked
         "KillWait": str(shape.kill_wait_s),
         **preempt,
         **limit,

@@ -1,0 +1,101 @@
+"""What the cluster's partitions offer, from sinfo and scontrol, as far as they answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slurm.client import FIELD, call
+
+_COLUMNS = "%P", "%a", "%l", "%D", "%c", "%m", "%G", "%f"
+
+
+@dataclass(frozen=True)
+class NodeKind:
+    """Nodes of one partition that are alike: how many, and what each has; gpus by type ("" where Slurm names none)."""
+
+    nodes: int
+    cpus: int
+    mem_gb: float
+    gpus: dict[str, int]
+    features: frozenset[str]
+
+    def gpu_count(self, kind: str | None) -> int:
+        """GPUs of a type, or of any, in one node."""
+        return sum(self.gpus.values()) if kind is None else self.gpus.get(kind, 0)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition. minutes: the longest time limit, None without one; allowed_*: None where all are allowed."""
+
+    name: str
+    default: bool
+    up: bool
+    minutes: int | None
+    kinds: tuple[NodeKind, ...]
+    allowed_accounts: frozenset[str] | None = None
+    allowed_qos: frozenset[str] | None = None
+
+    @property
+    def nodes(self) -> int:
+        """All its nodes."""
+        return sum(kind.nodes for kind in self.kinds)
+
+
+def read_partitions() -> dict[str, Partition]:
+    """Every partition by name. Errors: SlurmError, SlurmSilentError."""
+    rows = call("sinfo", "--noheader", "--exact", f"--format={FIELD.join(_COLUMNS)}").splitlines()
+    limits = _limits(call("scontrol", "--oneliner", "show", "partition"))
+    found: dict[str, Partition] = {}
+    for row in rows:
+        name, up, minutes, *node = row.split(FIELD)
+        plain = name.rstrip("*")
+        known = found[plain].kinds if plain in found else ()
+        accounts, qos = limits.get(plain, (None, None))
+        kinds = (*known, _node_kind(node))
+        found[plain] = Partition(plain, name.endswith("*"), up == "up", parse_minutes(minutes), kinds, accounts, qos)
+    return found
+
+
+def parse_minutes(text: str) -> int | None:
+    """Minutes of Slurm's [days-]hours:minutes:seconds (or minutes:seconds); None for no limit."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if match is None:
+        if text in ("infinite", "UNLIMITED", "n/a", "INVALID"):
+            return None
+        raise ValueError(f"{text!r} is not a time of Slurm's, such as 1-00:00:00")
+    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
+def parse_gpus(text: str) -> dict[str, int]:
+    """GPUs of a node by type from sinfo's GRES, e.g. gpu:a100:4(S:0-1),gpu:2 -> {"a100": 4, "": 2}."""
+    gpus: dict[str, int] = {}
+    for kind, count in re.findall(r"(?:^|,)gpu:(?:([^:,()]+):)?(\d+)", text):
+        gpus[kind] = gpus.get(kind, 0) + int(count)
+    return gpus
+
+
+def _node_kind(columns: Sequence[str]) -> NodeKind:
+    nodes, cpus, mem_mb, gres, features = columns
+    names = frozenset(name for name in features.split(",") if name and name != "(null)")
+    # a + stands behind the smallest of several values; --exact should leave none
+    number, memory = int(cpus.rstrip("+")), int(mem_mb.rstrip("+"))
+    return NodeKind(int(nodes), number, memory / 1024, parse_gpus(gres), names)
+
+
+def _limits(text: str) -> dict[str, tuple[frozenset[str] | None, frozenset[str] | None]]:
+    """Partition -> allowed accounts and QOS, from scontrol's key=value lines."""
+    limits = {}
+    for line in text.splitlines():
+        values = dict(re.findall(r"(\w+)=(\S*)", line))
+        if "PartitionName" in values:
+            limits[values["PartitionName"]] = (_allowed(values, "AllowAccounts"), _allowed(values, "AllowQos"))
+    return limits
+
+
+def _allowed(values: dict[str, str], key: str) -> frozenset[str] | None:
+    text = values.get(key, "ALL")
+    return None if text in ("ALL", "N/A", "(null)") else frozenset(text.split(","))

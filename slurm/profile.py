@@ -1,0 +1,271 @@
+"""A cluster profile: what a job asks Slurm for, from mal/conf/cluster/NAME.yaml, checked, as submitit's parameters.
+
+Only Slurm's own options that a chain's job may choose are keys here; name, dependency, signal, logs and requeueing are
+set by the toolkit, as its recovery depends on them.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from mal.registry import nearest
+from slurm.partitions import NodeKind, Partition
+
+PHASES = ("fit", "task", "score")  # of a round: the method's networks, the task model, the pool's scores
+# Options of sbatch that chains rely on, and those that have a key of their own.
+_RESERVED = (
+    "job-name", "dependency", "signal", "output", "error", "open-mode", "requeue", "no-requeue", "array", "wait",
+    "parsable", "wrap", "hold", "partition", "account", "qos", "constraint", "exclude", "nodes", "ntasks",
+    "ntasks-per-node", "gpus", "gpus-per-node", "cpus-per-task", "mem", "time",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one job of a chain asks for.
+
+    gpus_per_node: None means one where the partition has GPUs. tasks_per_node: processes of torch.distributed; None
+    means one for each GPU, at least one. time: minutes by dataset, with `default` for the others; a number for a whole
+    round or a number for each phase, which are added up. pack: chains that share one job. signal_lead_s: how long
+    before the time limit a job is told. max_jobs: most jobs that a launch leaves in the queue. sbatch: further options
+    by their long names.
+    """
+
+    name: str
+    kind: str = "slurm"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    nodes: int = 1
+    gpus_per_node: int | None = None
+    gpu_type: str | None = None
+    tasks_per_node: int | None = None
+    cpus_per_task: int = 4
+    mem_gb: float | None = None
+    time: Mapping[str, Any] = field(default_factory=lambda: {"default": 240})
+    modules: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    pack: int = 1
+    signal_lead_s: int = 120
+    max_jobs: int | None = None
+    sbatch: Mapping[str, Any] = field(default_factory=dict)
+
+    def minutes(self, dataset: str) -> int:
+        """Time limit of a job on `dataset`, in whole minutes."""
+        chosen = self.time.get(dataset, self.time["default"])
+        total = sum(chosen.values()) if isinstance(chosen, Mapping) else chosen
+        return math.ceil(total)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs in each node, once `fit_to` has settled it (0 before)."""
+        return self.gpus_per_node or 0
+
+    @property
+    def tasks(self) -> int:
+        """Processes in each node."""
+        return self.tasks_per_node or max(1, self.gpus)
+
+    def gpu_hours(self, dataset: str) -> float:
+        """GPU-hours of one job that runs up to its time limit."""
+        return self.nodes * self.gpus * self.minutes(dataset) / 60
+
+    def fit_to(self, partitions: Mapping[str, Partition]) -> Profile:
+        """The profile with `gpus_per_node` settled from what its partition has; unchanged where it is set."""
+        if self.gpus_per_node is not None:
+            return self
+        partition = _find(self, partitions)
+        has = partition is not None and any(kind.gpu_count(self.gpu_type) for kind in partition.kinds)
+        return replace(self, gpus_per_node=1 if has else 0)
+
+
+def load_profile(section: Mapping[str, Any]) -> Profile:
+    """The profile of a configuration's `cluster` section (plain dict), checked by itself.
+
+    ValueError names the key, the value and what is allowed.
+    """
+    known = [f.name for f in fields(Profile)]
+    for key in section:
+        if key not in known:
+            raise ValueError(f"cluster.{key} is unknown{nearest(key, known) or '.'} Known: {', '.join(known)}.")
+    values = {k: v for k, v in section.items() if v is not None}
+    for key in ("modules", "setup"):
+        values[key] = _strings(key, values.get(key, ()))
+    for key in ("partition", "account", "qos", "constraint", "exclude", "gpu_type"):
+        if key in values and not isinstance(values[key], str | int):
+            raise ValueError(f"cluster.{key}={values[key]}: a word is allowed, e.g. cluster.{key}=name.")
+        values |= {key: str(values[key])} if key in values else {}
+    for key in ("time", "sbatch"):
+        if not isinstance(values.get(key, {}), Mapping):
+            raise ValueError(f"cluster.{key}={values[key]}: a mapping is allowed, e.g. {_EXAMPLES[key]}.")
+    profile = Profile(**values)
+    _check_numbers(profile)
+    _check_time(profile)
+    _check_sbatch(profile)
+    return profile
+
+
+def check_against(profile: Profile, partitions: Mapping[str, Partition], datasets: Sequence[str]) -> list[str]:
+    """What this cluster would refuse, or keep waiting for ever, about `profile`: one line each, empty if nothing.
+
+    Slurm itself takes some of these and never runs the job (too many nodes or minutes, say).
+    """
+    partition = _find(profile, partitions)
+    if partition is None:
+        names = ", ".join(sorted(partitions))
+        if profile.partition is None:
+            return [f"cluster.partition=null: this cluster has no default partition; it has {names}."]
+        hint = nearest(profile.partition, partitions) or "."
+        return [f"cluster.partition={profile.partition} is unknown here{hint} It has {names}."]
+    problems = [] if partition.up else [f"cluster.partition={partition.name}: that partition is not up."]
+    problems += _time_problems(profile, partition, datasets)
+    problems += _permission_problems(profile, partition)
+    return problems + _size_problems(profile, partition)
+
+
+def submitit_parameters(profile: Profile, dataset: str, job_name: str) -> dict[str, Any]:
+    """Keyword arguments of submitit's SlurmExecutor.update_parameters for the jobs of one chain.
+
+    They wait for each other (singleton), append to their log, may be requeued, and are told before their time ends.
+    """
+    chosen = {
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "exclude": profile.exclude,
+        "mem_gb": profile.mem_gb,
+        "gpus_per_node": _gpu_request(profile),
+        "setup": _setup_lines(profile) or None,
+    }
+    return {
+        "job_name": job_name,
+        "time": profile.minutes(dataset),
+        "nodes": profile.nodes,
+        "ntasks_per_node": profile.tasks,
+        "cpus_per_task": profile.cpus_per_task,
+        "dependency": "singleton",
+        "signal_delay_s": profile.signal_lead_s,
+        "stderr_to_stdout": True,
+        # srun has not taken this from sbatch since Slurm 22.05
+        "srun_args": [f"--cpus-per-task={profile.cpus_per_task}"],
+        "additional_parameters": {"requeue": True, "open-mode": "append", **profile.sbatch},
+        **{key: value for key, value in chosen.items() if value is not None},
+    }
+
+
+_EXAMPLES = {"time": "cluster.time.default=240", "sbatch": "+cluster.sbatch.reservation=NAME"}
+
+
+def _strings(key: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+        raise ValueError(f"cluster.{key}={value}: a list of words is allowed, e.g. cluster.{key}=['a','b'].")
+    return tuple(value)
+
+
+def _check_numbers(profile: Profile) -> None:
+    if profile.kind != "slurm":
+        raise ValueError(f"cluster.kind={profile.kind}: slurm is allowed in a profile with Slurm's keys.")
+    # Slurm looks at time limits every 30 s and may send the signal up to 60 s early
+    lowest = {"nodes": 1, "cpus_per_task": 1, "pack": 1, "signal_lead_s": 60, "gpus_per_node": 0, "tasks_per_node": 1}
+    for key, low in {**lowest, "max_jobs": 1}.items():
+        value = getattr(profile, key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+            raise ValueError(f"cluster.{key}={value}: a whole number from {low} is allowed.")
+    if profile.mem_gb is not None and not (_is_number(profile.mem_gb) and profile.mem_gb > 0):
+        raise ValueError(f"cluster.mem_gb={profile.mem_gb}: a number above 0 is allowed (GB a node), or null.")
+    if profile.pack > 1 and (profile.nodes > 1 or profile.tasks > 1):
+        raise ValueError(
+            f"cluster.pack={profile.pack} puts several chains on one GPU and needs cluster.nodes=1, "
+            "cluster.gpus_per_node=1 or less and cluster.tasks_per_node=null."
+        )
+
+
+def _check_time(profile: Profile) -> None:
+    if "default" not in profile.time:
+        raise ValueError("cluster.time has no `default`: e.g. cluster.time.default=240 (minutes).")
+    for dataset, chosen in profile.time.items():
+        parts = chosen if isinstance(chosen, Mapping) else {"": chosen}
+        for phase, minutes in parts.items():
+            key = f"cluster.time.{dataset}{'.' if phase else ''}{phase}"
+            if phase and phase not in PHASES:
+                raise ValueError(f"{key} is unknown{nearest(phase, PHASES) or '.'} Phases: {', '.join(PHASES)}.")
+            if not _is_number(minutes) or minutes <= 0:
+                raise ValueError(f"{key}={minutes}: minutes above 0 are allowed.")
+        if profile.minutes(dataset) * 60 < 2 * profile.signal_lead_s:
+            raise ValueError(
+                f"cluster.time.{dataset}={profile.minutes(dataset)} minutes: less than half is left before the "
+                f"warning of cluster.signal_lead_s={profile.signal_lead_s}. Raise the time, or lower the lead (to 60)."
+            )
+
+
+def _check_sbatch(profile: Profile) -> None:
+    for key, value in profile.sbatch.items():
+        plain = str(key).replace("_", "-")
+        if plain in _RESERVED:
+            raise ValueError(f"cluster.sbatch.{key}: the toolkit sets --{plain} itself, or by a key of its own.")
+        if value is False or not isinstance(value, str | int | float):
+            raise ValueError(f"cluster.sbatch.{key}={value}: true (a bare flag), a word or a number is allowed.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _find(profile: Profile, partitions: Mapping[str, Partition]) -> Partition | None:
+    if profile.partition is not None:
+        # several may be asked for, separated by commas: judged by the first
+        return partitions.get(profile.partition.split(",")[0])
+    return next((p for p in partitions.values() if p.default), None)
+
+
+def _time_problems(profile: Profile, partition: Partition, datasets: Sequence[str]) -> list[str]:
+    return [
+        f"cluster.time.{dataset}: {profile.minutes(dataset)} minutes, but {partition.name} allows {partition.minutes}."
+        for dataset in datasets
+        if partition.minutes is not None and profile.minutes(dataset) > partition.minutes
+    ]
+
+
+def _permission_problems(profile: Profile, partition: Partition) -> list[str]:
+    rules = {"account": (profile.account, partition.allowed_accounts), "qos": (profile.qos, partition.allowed_qos)}
+    return [
+        f"cluster.{key}={value}: {partition.name} allows {', '.join(sorted(allowed))}."
+        for key, (value, allowed) in rules.items()
+        if value is not None and allowed is not None and value not in allowed
+    ]
+
+
+def _size_problems(profile: Profile, partition: Partition) -> list[str]:
+    if profile.nodes > partition.nodes:
+        return [f"cluster.nodes={profile.nodes}, but {partition.name} has {partition.nodes}."]
+    wanted: dict[str, tuple[float, Any]] = {
+        "gpus_per_node": (profile.gpus, lambda kind: kind.gpu_count(profile.gpu_type)),
+        "cpus_per_task": (profile.tasks * profile.cpus_per_task, lambda kind: kind.cpus),
+        "mem_gb": (profile.mem_gb or 0, lambda kind: kind.mem_gb),
+    }
+    fitting: list[NodeKind] = list(partition.kinds)
+    for key, (amount, has) in wanted.items():
+        most = max(has(kind) for kind in fitting)
+        fitting = [kind for kind in fitting if has(kind) >= amount]
+        if sum(kind.nodes for kind in fitting) < profile.nodes:
+            what = f"{amount:g} a node in all" if key == "cpus_per_task" else f"{amount:g}"
+            return [f"cluster.{key}: {what}, but the nodes of {partition.name} that fit otherwise have up to {most:g}."]
+    return []
+
+
+def _gpu_request(profile: Profile) -> str | int | None:
+    if not profile.gpus:
+        return None
+    return f"{profile.gpu_type}:{profile.gpus}" if profile.gpu_type else profile.gpus
+
+
+def _setup_lines(profile: Profile) -> list[str]:
+    load = [f"module load {' '.join(shlex.quote(name) for name in profile.modules)}"] if profile.modules else []
+    return [*load, *profile.setup]
