@@ -81,6 +81,8 @@ def legend(figure: Figure, handles: list[Line2D]) -> None:
         loc="outside lower center",
         ncols=columns,
         frameon=False,
+        borderpad=0,
+        borderaxespad=0,
         handlelength=2.2,
         columnspacing=1.4,
         handletextpad=0.5,
@@ -149,7 +151,9 @@ def draw_curves(panels: list[Panel], references: dict[str, list[Reference]]) -> 
             _reference(axes, reference)
     handles = [handle(method) for method in methods_of(panels)]
     if any(references.values()):
-        handles.append(Line2D([], [], color="#444444", ls=(0, (4, 2)), lw=1.1, label="published"))
+        handles.append(
+            Line2D([], [], color="#444444", ls=(0, (4, 2)), lw=1.1, marker="o", mfc="none", ms=7, label="published")
+        )
     if hollow:
         handles.append(
             Line2D([], [], color="#444444", marker="o", mfc="white", ls="", ms=4.5, label="not all seeds yet")
@@ -184,24 +188,22 @@ def _curves(axes: Axes, panel: Panel) -> bool:
 
 
 def _reference(axes: Axes, reference: Reference) -> None:
+    """A published curve, dashed; fewer than three points are not joined. Open markers, over those of the runs."""
     look = style.look(reference.method)
-    line = (0, (4, 2)) if len(reference.mean) > 1 else "none"
-    error = None if np.isnan(reference.std).all() else reference.std
     axes.errorbar(
         reference.labeled,
         reference.mean,
-        yerr=error,
+        yerr=None if np.isnan(reference.std).all() else reference.std,
         color=look.colour,
-        ls=line,
+        ls=(0, (4, 2)) if len(reference.mean) >= 3 else "none",
         lw=1.1,
         marker=look.marker,
-        ms=3.2,
+        ms=7,
         mfc="none",
         mew=0.8,
         elinewidth=0.7,
-        capsize=1.8,
-        alpha=0.85,
-        zorder=2.5,
+        capsize=2.2,
+        zorder=6,
     )
 
 
@@ -219,7 +221,7 @@ def curves_caption(panels: list[Panel], beside: dict[str, tuple[list[Reference],
         text += " Hollow markers: not every seed has that round."
     sources = sorted({r.source for found, _ in beside.values() for r in found})
     if sources:
-        text += f" Dashed: published figures ({'; '.join(sources)}); dataset, backbone, metric and label counts match."
+        text += f" Open markers, dashed: published figures ({'; '.join(sources)}) of the same dataset and backbone."
     return text
 
 

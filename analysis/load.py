@@ -84,7 +84,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Runs:
-    """Everything read. rounds: a frame with COLUMNS, sorted by panel, method, seed and round."""
+    """Everything read. rounds: COLUMNS; panels in the order of their sweeps, then by method, seed and round."""
 
     rounds: pd.DataFrame
     chains: tuple[Chain, ...]
@@ -108,8 +108,9 @@ def load(runs: Path, names: Sequence[str]) -> Runs:
             findings += new_findings
     frame = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "panel"])
     frame["panel"] = _panels(frame)
-    frame = frame[list(COLUMNS)].sort_values(["panel", "method", "seed", "round"], ignore_index=True)
-    return Runs(frame, tuple(chains), tuple(findings))
+    first = frame.groupby("panel")["sweep"].transform("first").map({name: i for i, name in enumerate(names)})
+    frame = frame.assign(place=first).sort_values(["place", "panel", "method", "seed", "round"], ignore_index=True)
+    return Runs(frame[list(COLUMNS)], tuple(chains), tuple(findings))
 
 
 def _read_chain(sweep: str, folder: Path) -> tuple[Chain, list[dict[str, Any]], list[Finding]]:

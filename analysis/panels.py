@@ -73,8 +73,8 @@ class Panel:
 
 
 def panels_of(frame: pd.DataFrame) -> list[Panel]:
-    """The panels of a frame of rounds, by name."""
-    return [_panel(str(key), rows) for key, rows in frame.groupby("panel", sort=True)]
+    """The panels of a frame of rounds, in the order of its rows."""
+    return [_panel(str(key), rows) for key, rows in frame.groupby("panel", sort=False)]
 
 
 def _panel(key: str, rows: pd.DataFrame) -> Panel:

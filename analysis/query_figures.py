@@ -16,7 +16,7 @@ from analysis.figures import WIDTH, grid, handle, label_axis, legend, line, meth
 from analysis.panels import Panel
 from analysis.queries import LABELLED, QUERIED, UNLABELLED, Balance, FeatureMap, Overlap
 
-NAMED_CLASSES = 30  # up to this many classes are labelled one by one
+NAMED_CLASSES = 12  # up to this many classes are labelled one by one
 
 
 def draw_balance(panels: list[Panel], balances: list[Balance]) -> Figure:
@@ -39,7 +39,8 @@ def _evenness(axes: Axes, panel: Panel, balance: Balance) -> None:
         known = ~np.isnan(mean)
         line(axes, panel.methods[m], panel.labels[m][known], mean[known])
     axes.set_title(panel.title)
-    axes.set_ylabel("Evenness of the query's classes")
+    axes.set_ylabel("Evenness of classes")
+    axes.set_ylim(min(0.9, float(np.nanmin(balance.evenness)) - 0.02), 1.003)
     label_axis(axes, panel, slice(int(np.flatnonzero(asked)[-1]) + 1))
 
 
@@ -48,8 +49,17 @@ def _lift(axes: Axes, panel: Panel, balance: Balance) -> None:
     with np.errstate(divide="ignore"):
         logs = np.clip(np.log2(lift), -2, 2)
     names: Any = balance.order if lift.shape[1] <= NAMED_CLASSES else False
-    sns.heatmap(logs, ax=axes, cmap="PuOr_r", vmin=-2, vmax=2, xticklabels=names, yticklabels=False, rasterized=True,
-                cbar_kws={"ticks": [-2, -1, 0, 1, 2], "pad": 0.02})  # fmt: skip
+    sns.heatmap(
+        logs,
+        ax=axes,
+        cmap="PuOr_r",
+        vmin=-2,
+        vmax=2,
+        xticklabels=names,
+        yticklabels=False,
+        rasterized=True,
+        cbar_kws={"ticks": [-2, -1, 0, 1, 2], "pad": 0.02},
+    )
     bar = axes.collections[0].colorbar
     assert bar is not None
     bar.ax.set_yticklabels(["≤ 1/4", "1/2", "1", "2", "≥ 4"])
@@ -63,9 +73,10 @@ def _lift(axes: Axes, panel: Panel, balance: Balance) -> None:
 
 def draw_overlap(panels: list[Panel], overlaps: list[Overlap]) -> Figure:
     """Labels that two methods both bought, of the first query and of all."""
-    side = 0.36 * max(len(panel.methods) for panel in panels) + 1.2
-    figure, axes = plt.subplots(len(panels), 2, figsize=(WIDTH, max(side, 2.0) * len(panels)), squeeze=False,
-                                layout="constrained")  # fmt: skip
+    side = 0.27 * max(len(panel.methods) for panel in panels) + 0.95
+    figure, axes = plt.subplots(
+        len(panels), 2, figsize=(WIDTH, max(side, 1.6) * len(panels)), squeeze=False, layout="constrained"
+    )
     for row, panel, overlap in zip(axes, panels, overlaps, strict=True):
         labels = [style.method_label(method) for method in panel.methods]
         sides = (
@@ -95,10 +106,24 @@ def draw_penalties(matrices: list[np.ndarray], titles: list[str], methods: list[
 
 def _pairs(axes: Axes, matrix: np.ndarray, left: list[str] | None, below: list[str], form: str, top: float) -> None:
     small = matrix.shape[1] > 8
-    sns.heatmap(matrix, ax=axes, cmap="Blues", vmin=0, vmax=top, annot=True, fmt=form, cbar=False, linewidths=0.6,
-                annot_kws={"size": 5.2 if small else 6.6}, xticklabels=below, yticklabels=left or False)  # fmt: skip
+    texts = np.array([[f"{value:{form}}" if value else "0" for value in row] for row in matrix])
+    sns.heatmap(
+        matrix,
+        ax=axes,
+        cmap="Blues",
+        vmin=0,
+        vmax=top,
+        annot=texts,
+        fmt="",
+        cbar=False,
+        linewidths=0.6,
+        annot_kws={"size": 5.2 if small else 6.6},
+        xticklabels=below,
+        yticklabels=left or False,
+    )
     axes.grid(False)
     axes.set_facecolor("#eceff1")
+    axes.tick_params(axis="y", rotation=0)
     axes.set_xticklabels(below, rotation=40, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
 
@@ -120,7 +145,8 @@ def draw_maps(panel: Panel, maps: list[FeatureMap]) -> Figure:
         axes.set_xticks([])
         axes.set_yticks([])
         sns.despine(ax=axes, left=True, bottom=True)
-    handles = [Line2D([], [], ls="", marker=look["marker"], color=look["color"], ms=5, label=name)
-               for _, name, look in looks]  # fmt: skip
+    handles = [
+        Line2D([], [], ls="", marker=look["marker"], color=look["color"], ms=5, label=name) for _, name, look in looks
+    ]
     legend(figure, handles)
     return figure

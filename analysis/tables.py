@@ -96,7 +96,7 @@ def area_table(panel: Panel, baseline: str) -> Table | None:
     note = (
         f"Mean {style.metric_noun(panel.metric)} over the budget from {panel.budgets[0]:,.0f} to "
         f"{panel.budgets[panel.horizon - 1]:,.0f} labels (trapezoids; chains that reach it), and the difference from "
-        f"{against}, paired by seed, with a 95% bootstrap interval and Holm's p of a paired t-test. Bold: significantly best."
+        f"{against}, paired by seed, with a 95% bootstrap interval and Holm's p of a paired t-test. Bold: significant."
     )
     best = stats.significantly_best(areas)
     bold = {(best, 1)} if best is not None else set()
