@@ -23,7 +23,6 @@ def probcover(
 ) -> Indices:
     """Pick `budget` times the candidate with most uncovered candidates (itself counts) strictly within `delta` (L2).
 
-
     features_ND: (N, D) candidates; centres_MD: (M, D) labelled features, whose balls are covered from the
     start, or None. Distances are those of the float32 features in float64; ties go to the lowest position; a
     candidate is chosen once. The graph is built in blocks: 4 bytes an edge, N * N * D multiplications.

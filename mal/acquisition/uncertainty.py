@@ -47,9 +47,19 @@ def softmax(logits: Array) -> Any:
     return powers / powers.sum(-1)[..., None]
 
 
-def _log_softmax(xp: Any, logits: Any) -> Any:
+def _besides(xp: Any, logits: Any) -> tuple[Any, Any]:
+    """Logits less the highest, and the powers of all other classes: their sum stays exact near certainty."""
     shifted = logits - xp.amax(logits, -1)[..., None]
-    return shifted - xp.log(xp.exp(shifted).sum(-1))[..., None]
+    highest = xp.argmax(logits, -1)[..., None] == _arange_like(xp, logits)
+    return shifted, xp.where(highest, xp.zeros_like(shifted), xp.exp(shifted))
+
+
+def _entropy_of_logits(xp: Any, logits: Any) -> Any:
+    # log(1 + r) + sum of -p z over the other classes, z <= 0: no term is negative, none is lost beside 1.
+    shifted, powers = _besides(xp, logits)
+    rest = powers.sum(-1)
+    terms = powers * xp.where(powers > 0, shifted, xp.zeros_like(shifted))
+    return xp.log1p(rest) - terms.sum(-1) / (1 + rest)
 
 
 def _plogp(xp: Any, probabilities: Any) -> Any:
@@ -84,11 +94,7 @@ def entropy(predictions: Array, *, from_logits: bool = False) -> Any:
 
 
 def _entropy(xp: Any, predictions: Any, from_logits: bool) -> Any:
-    if not from_logits:
-        return -_plogp(xp, predictions).sum(-1)
-    logs = _log_softmax(xp, predictions)
-    powers = xp.exp(logs)
-    return -(xp.where(powers > 0, logs, xp.zeros_like(logs)) * powers).sum(-1)
+    return _entropy_of_logits(xp, predictions) if from_logits else -_plogp(xp, predictions).sum(-1)
 
 
 def least_confidence(predictions: Array, *, from_logits: bool = False) -> Any:
@@ -99,7 +105,8 @@ def least_confidence(predictions: Array, *, from_logits: bool = False) -> Any:
 def _least_confidence(xp: Any, predictions: Any, from_logits: bool) -> Any:
     if not from_logits:
         return 1 - xp.amax(predictions, -1)
-    return -xp.expm1(xp.amax(_log_softmax(xp, predictions), -1))
+    rest = _besides(xp, predictions)[1].sum(-1)
+    return rest / (1 + rest)
 
 
 def margin(predictions: Array, *, from_logits: bool = False) -> Any:
@@ -168,10 +175,7 @@ class PassAccumulator:
         """Add one pass (n, K); raises ValueError where its shape is not that of the passes before."""
         xp, predictions_NK = _double(predictions)
         if from_logits:
-            logs = _log_softmax(xp, predictions_NK)
-            probabilities_NK = xp.exp(logs)
-            finite = xp.where(probabilities_NK > 0, logs, xp.zeros_like(logs))
-            entropy_N = -(finite * probabilities_NK).sum(-1)
+            probabilities_NK, entropy_N = softmax(predictions_NK), _entropy_of_logits(xp, predictions_NK)
         else:
             probabilities_NK, entropy_N = predictions_NK, -_plogp(xp, predictions_NK).sum(-1)
         if self.passes == 0:

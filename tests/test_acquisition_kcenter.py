@@ -1,0 +1,101 @@
+"""k-center greedy against the plain algorithm in float64: the same picks in the same order."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mal.acquisition import kcenter, kcenter_greedy
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def plain(features: np.ndarray, centres: np.ndarray, budget: int) -> list[int]:
+    features, centres = features.astype(np.float64), centres.astype(np.float64)
+    nearest = np.full(len(features), np.inf)
+    for centre in centres:
+        nearest = np.minimum(nearest, ((features - centre) ** 2).sum(1))
+    picks: list[int] = []
+    for _ in range(budget):
+        picks.append(int(np.argmax(nearest)))
+        nearest = np.minimum(nearest, ((features - features[picks[-1]]) ** 2).sum(1))
+        nearest[picks] = -1
+    return picks
+
+
+def problem(seed: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    n, d, m = int(rng.integers(1, 150)), int(rng.integers(1, 24)), int(rng.integers(0, 30))
+    if kind == "lattice":  # ties and duplicates throughout, distances exact
+        points = rng.integers(-2, 3, size=(n + m, d)).astype(np.float64)
+    elif kind == "clusters":  # far from the origin: float32 products alone lose the distances
+        points = 100 + rng.integers(0, 3, size=(n + m, 1)) * 20 + rng.normal(size=(n + m, d)) * 1e-3
+    elif kind == "rank 1":
+        points = rng.normal(size=(n + m, 1)) * rng.normal(size=(1, d))
+    elif kind == "equal":
+        points = np.ones((n + m, d))
+    else:
+        points = rng.normal(size=(n + m, d)) * 10 ** rng.uniform(-6, 6)
+    points = points.astype(np.float32)
+    return points[:n], points[n:]
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch"])
+@pytest.mark.parametrize("kind", ["lattice", "clusters", "rank 1", "equal", "normal"])
+def test_picks_are_those_of_the_plain_algorithm(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device == "torch":  # what a CUDA device would run, on the CPU
+
+        def on_torch(search: Any) -> Any:
+            return torch_products(search, "cpu")
+
+        torch_products = kcenter._TorchProducts
+        monkeypatch.setattr(kcenter, "_HostProducts", on_torch)
+
+    @settings(deadline=None, max_examples=40)
+    @given(seeds)
+    def check(seed: int) -> None:
+        features, centres = problem(seed, kind)
+        rng = np.random.default_rng(seed)
+        for budget in {1, len(features), int(rng.integers(1, len(features) + 1))}:
+            block, pool = int(rng.integers(1, 12)), int(rng.integers(1, len(features) + 1))
+            picks = kcenter_greedy(features, centres, budget, block=block, pool=pool)
+            assert picks.dtype == np.int64
+            assert picks.tolist() == plain(features, centres, budget)
+
+    check()
+
+
+def test_default_blocks_on_a_larger_pool_and_progress() -> None:
+    rng = np.random.default_rng(3)
+    features = np.maximum(rng.normal(size=(6000, 32)), 0).astype(np.float32)
+    centres = np.maximum(rng.normal(size=(300, 32)), 0).astype(np.float32)
+    seen: list[tuple[int, int]] = []
+    picks = kcenter_greedy(features, centres, 400, block=64, progress=lambda *at: seen.append(at))
+    assert picks.tolist() == plain(features, centres, 400)
+    assert seen == sorted(seen)
+    assert seen[-1] == (400, 400)
+
+
+def test_half_precision_and_strided_features_are_taken_as_float32() -> None:
+    features = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float16)
+    assert kcenter_greedy(features, None, 9).tolist() == kcenter_greedy(features.astype(np.float32), None, 9).tolist()
+    assert kcenter_greedy(features[::2, ::2], None, 5).tolist() == plain(features[::2, ::2], features[:0, ::2], 5)
+
+
+def test_without_centres_the_first_pick_is_the_lowest_position() -> None:
+    assert kcenter_greedy(np.array([[0.0], [5.0], [9.0]]), None, 3).tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize(("features", "centres", "message"), [
+    ([[math.nan], [0.0]], None, r"features\[0\]"),
+    ([[0.0], [1.0]], [[math.inf]], r"centres\[0\]"),
+    ([[1e30], [1.0]], None, r"features\[0\] .* .scale"),
+    ([[0.0], [1.0]], [[0.0, 1.0]], "must have the candidates' 1"),
+    ([0.0, 1.0], None, "must be \\(points, dimensions\\)"),
+])  # fmt: skip
+def test_bad_features_are_refused(features: list[Any], centres: list[Any] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kcenter_greedy(features, centres, 1)
