@@ -69,14 +69,17 @@ def train_task_model(
     pool: int,
     encoder: nn.Module | None,
     before: Mapping[str, Tensor] | None,
+    phase: str = PHASE,
 ) -> TaskModel:
     """M on the labelled indices (int64); pool: images in the pool, of which an epoch may count.
 
     encoder: F, where M starts from it (task.init=from_f); before: the weights of the round before, where M goes on
-    from them (task.init=continue); neither: Xavier (scratch).
+    from them (task.init=continue); neither: Xavier (scratch). phase: another one gives another network, trained in
+    another order (an ensemble's). method.dropout, where the method has it, is applied before the last layer.
     """
-    trainer.seed(PHASE, "networks")
-    model = TaskModel(build_backbone(config.backbone, config.dataset.channels), config.dataset.classes)
+    trainer.seed(phase, "networks")
+    dropout = float(config.method.get("dropout", 0.0))
+    model = TaskModel(build_backbone(config.backbone, config.dataset.channels), config.dataset.classes, dropout)
     model.to(trainer.device.torch)
     if encoder is not None:
         model.backbone.load_state_dict(copy.deepcopy(encoder.state_dict()))
@@ -84,7 +87,7 @@ def train_task_model(
         model.load_state_dict(before)
     t = config.task
     steps = steps_of(t.epochs, t.epoch_of, pool, len(labelled), t.batch)
-    trainer.run(PHASE, Supervised(model, t, trainer.device), {"labelled": labelled}, t.batch, steps)
+    trainer.run(phase, Supervised(model, t, trainer.device), {"labelled": labelled}, t.batch, steps)
     return model
 
 

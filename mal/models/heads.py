@@ -67,14 +67,18 @@ class Discriminator(nn.Module):
 
 
 class TaskModel(nn.Module):
-    """M: a backbone and one linear layer (Algorithm 3; the appendix's T)."""
+    """M: a backbone and one linear layer (Algorithm 3; the appendix's T).
 
-    def __init__(self, backbone: nn.Module, classes: int) -> None:
+    dropout: the share of features dropped before that layer in training, for the methods that ask for it (BALD).
+    """
+
+    def __init__(self, backbone: nn.Module, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(cast(int, backbone.features), classes)
         xavier(self.head)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to logits (B, K)."""
-        return cast(Tensor, self.head(self.backbone(images)))
+        return cast(Tensor, self.head(self.dropout(self.backbone(images))))
