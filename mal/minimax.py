@@ -106,8 +106,8 @@ class MinimaxObjective:
             features = self.networks.encoder(inputs.images)
             loss = entropy(self.networks.classifier(features, reverse=True).float())
         if playing:
-            # Descending H, with the gradient reversed at the prototypes alone: they ascend it.
-            _descend(self.game, self.config.entropy_weight * loss)
+            # Descending -H, the prototypes ascend H; reversed below them, the gradient lets the bottleneck and F descend it.
+            _descend(self.game, -self.config.entropy_weight * loss)
         return features.detach(), loss.detach()
 
     def _train_discriminator(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
