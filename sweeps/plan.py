@@ -51,19 +51,24 @@ class ChainPlan:
 
 
 def reconcile(sweep: Sweep) -> list[ChainPlan]:
-    """The plan of each chain; reads the disk and changes nothing but, with retry=true, recorded errors.
+    """The plan of each chain; reads the disk and changes nothing.
 
     Raises ValueError (DamagedRun is one) where a chain's folder holds another configuration or was tampered with: before
     anything is started.
     """
-    check_storage(sweep.runs)
+    if not sweep.dry_run:
+        check_storage(sweep.runs)
     return [_plan(sweep, config) for config in sweep.chains]
 
 
 def freeze(plans: list[ChainPlan]) -> None:
-    """Write the configuration of each chain that will run, where its jobs read it; rewritten only to add rounds."""
+    """Write the configuration of each chain that will run, where its jobs read it; rewritten only to add rounds.
+
+    An error recorded before is forgotten: only retry=true lets such a chain run.
+    """
     for plan in plans:
         if plan.to_run:
+            clear_failure(plan.folder)
             content = save_chain(plan.config).encode()
             path = plan.folder / results.CONFIG
             if not path.is_file() or path.read_bytes() != content:
@@ -152,7 +157,7 @@ def _state(folder: Path, committed: int, target: int, retry: bool) -> tuple[Stat
         if not retry:
             first_line = str(failure["error"]).splitlines()[0]
             return State.FAILED, f"failed in round {committed}: {first_line} (retry=true runs it again)"
-        clear_failure(folder)
+        return State.PART, f"failed in round {committed} before, runs it again"
     begun = read_progress(results.round_folder(folder, committed)) is not None
     return State.PART, f"continues {'in' if begun else 'with'} round {committed}"
 
