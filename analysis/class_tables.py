@@ -77,7 +77,7 @@ def _table(panel: Panel, scores: np.ndarray, shares: np.ndarray, last: int) -> T
         f"Mean of the classes' {style.metric_noun(panel.metric)} after round {last}, and their share of the "
         "queries. Head, middle and tail: thirds of the classes by size in each seed's pool. Bold: significantly best."
     )
-    heads = ["Method", *[f"{g} (%)" for g in GROUPS], *[f"queried, {g.lower()} (%)" for g in GROUPS]]
+    heads = ["Method", *[f"{g} (%)" for g in GROUPS], *[f"{g} queried (%)" for g in GROUPS]]
     bold = {(b, g + 1) for g, b in enumerate(best) if b is not None}
     return Table(
         f"classes_{panel.key}", f"Head, middle and tail classes, {panel.title}", note, heads, rows, frame, bold

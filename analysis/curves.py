@@ -5,11 +5,9 @@ Run it as `python analysis/curves.py [runs=DIR] [name=NAME] [out=figures]`; `--h
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from analysis.options import HELP, Options, hint, parse, wants_help
 
@@ -76,10 +74,12 @@ def write(options: Options, name: str, sweeps: tuple[str, ...], optional: bool =
         print(f"  warning ({finding.kind}): {finding.text}")
     for line in written.left_out:
         print(f"  left out: {line}")
-    names = ", ".join(path.relative_to(written.folder).as_posix() for path in written.files)
-    print(f"  {written.folder}{os.sep}: {names} ({time.perf_counter() - began:.1f} s)")
+    count = sum(len(section.pictures) for section in written.sections)
+    drawn = f"{count} figure{'s' * (count != 1)} as PNG and PDF, " if count else ""
+    seconds = time.perf_counter() - began
+    print(f"  {written.folder}/: {drawn}curves.csv, tables/, report.md, report.html ({seconds:.1f} s)")
     if options.figures:
-        print(f"  figure: {Path(written.folder, 'curves.png')}")
+        print(f"  figure: {written.folder / 'curves.png'}")
 
 
 if __name__ == "__main__":

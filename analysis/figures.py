@@ -18,7 +18,6 @@ from analysis.panels import Panel
 from analysis.references import Reference
 
 WIDTH = 6.9  # inches: the text width of a two-column paper
-DPI = 200
 MARKED = 20  # beyond so many rounds only some carry a marker
 
 
@@ -52,9 +51,9 @@ def use_theme() -> None:
     )
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """STEM.png and STEM.pdf, without dates, so that the same runs give the same files."""
-    figure.savefig(stem.with_suffix(".png"), dpi=DPI, metadata={"Software": None})
+def save(figure: Figure, stem: Path, dpi: int) -> None:
+    """STEM.png (at `dpi`) and STEM.pdf, without dates, so that the same runs give the same files."""
+    figure.savefig(stem.with_suffix(".png"), dpi=dpi, metadata={"Software": None})
     figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
     plt.close(figure)
 

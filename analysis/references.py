@@ -32,7 +32,7 @@ class Reference:
 def read(path: Path = FILE) -> list[Reference]:
     """All published curves, rows of one dataset, method, backbone and metric together, by number of labels."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             groups.setdefault((row["dataset"], row["method"], row["backbone"], row["metric"]), []).append(row)
     return [_reference(key, sorted(rows, key=lambda row: int(row["labeled"]))) for key, rows in groups.items()]

@@ -15,6 +15,10 @@ from analysis.panels import Panel, curves, panels_of
 from analysis.table import Table
 
 TEMPLATE = Path(__file__).with_name("report.html")
+FIGURES = ("curves", "hours", "gain", "penalty", "query_classes", "query_overlap", "map_*")
+TABLES = ("rounds_*", "area_*", "labels_*", "saved_*", "start_*", "classes_*", "cost_*", "penalty", "penalty_holm")
+PRINT_DPI = 200  # of the PNG files
+SCREEN_DPI = 140  # an inch of a figure on the screen, in CSS pixels
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,13 @@ class Report:
     findings: list[Finding]
     sections: list[Section]
     left_out: list[str]
-    files: list[Path] = field(default_factory=list)
 
 
 def build(runs: Runs, name: str, options: Options) -> Report:
-    """Write everything for one report and return what was written. Existing files of the same name are replaced."""
+    """Write OUT/NAME anew: curves.csv, tables/, figures (unless switched off), report.md and report.html."""
     folder = options.out / name
     folder.mkdir(parents=True, exist_ok=True)
+    _clear(folder, options.figures)
     panels = panels_of(runs.rounds)
     report = Report(name, folder, lead(runs, panels), checks.check(runs, panels), [], [])
     curves(panels).to_csv(folder / "curves.csv", index=False, float_format="%.6g")
@@ -62,15 +66,20 @@ def build(runs: Runs, name: str, options: Options) -> Report:
     for section in report.sections:
         for table in section.tables:
             table.write(folder / "tables")
-    (folder / "report.md").write_text(markdown(report))
-    (folder / "report.html").write_text(html(report))
-    report.files = [
-        folder / "curves.csv",
-        folder / "report.md",
-        folder / "report.html",
-        *sorted(folder.glob("*.p[nd][gf]")),
-    ]
+    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    (folder / "report.html").write_text(html(report), encoding="utf-8")
     return report
+
+
+def _clear(folder: Path, figures: bool) -> None:
+    """Remove what an earlier run of this module wrote and this one may not: no figure or table outlives its report."""
+    old = [
+        path for stem in TABLES for path in folder.glob(f"tables/{stem}.*") if path.suffix in (".csv", ".md", ".tex")
+    ]
+    if figures:
+        old += [path for stem in FIGURES for path in folder.glob(f"{stem}.*") if path.suffix in (".png", ".pdf")]
+    for path in old:
+        path.unlink()
 
 
 def lead(runs: Runs, panels: list[Panel]) -> str:
@@ -147,7 +156,7 @@ def _draw(runs: Runs, panels: list[Panel], options: Options, report: Report, sec
     from analysis import figures, query_figures
 
     def keep(section: str, stem: str, figure: Any, caption: str) -> None:
-        figures.save(figure, report.folder / stem)
+        figures.save(figure, report.folder / stem, PRINT_DPI)
         sections[section].pictures.append(Picture(stem, caption))
 
     figures.use_theme()
@@ -219,4 +228,9 @@ def html(report: Report) -> str:
         data = (report.folder / f"{picture.stem}.png").read_bytes()
         return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
-    return environment.from_string(TEMPLATE.read_text()).render(report=report, embed=embed)
+    def width(picture: Picture) -> int:
+        with (report.folder / f"{picture.stem}.png").open("rb") as file:
+            pixels = int.from_bytes(file.read(20)[16:20], "big")  # IHDR's first field
+        return round(pixels * SCREEN_DPI / PRINT_DPI)
+
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(report=report, embed=embed, width=width)

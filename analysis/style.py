@@ -11,14 +11,16 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+Marker = str | tuple[int, int, int]  # matplotlib's code, or (points, 1 for a star, degrees)
+
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is written and drawn. marker: matplotlib's code."""
+    """How a method is written and drawn."""
 
     label: str
     colour: str
-    marker: str
+    marker: Marker
 
 
 LOOKS = {
@@ -26,20 +28,25 @@ LOOKS = {
     "mal_init_random": Look("MAL's F + random query", "#882255", "P"),
     "mal_no_minimax": Look("MAL w/o minimax", "#332288", "*"),
     "mal_no_discriminator": Look("MAL w/o D", "#117733", "H"),
-    "mal_entropy_only": Look("MAL, entropy only", "#88CCEE", "<"),
-    "mal_discriminator_only": Look("MAL, D only", "#AA4499", ">"),
+    "mal_entropy_query": Look("MAL (entropy query)", "#88CCEE", "<"),
+    "mal_diversity_query": Look("MAL (D query)", "#AA4499", ">"),
     "vaal": Look("VAAL", "#E69F00", "s"),
+    "vaal_small": Look("VAAL (small)", "#8F6B00", (4, 1, 45)),
     "coreset": Look("Coreset", "#009E73", "D"),
     "badge": Look("BADGE", "#56B4E9", "X"),
-    "batchbald": Look("BatchBALD", "#DDCC77", "d"),
+    "typiclust": Look("TypiClust", "#661100", (3, 1, 0)),
+    "probcover": Look("ProbCover", "#4477AA", (6, 1, 0)),
+    "batchbald": Look("BatchBALD", "#C2A83E", "d"),
+    "power_bald": Look("PowerBALD", "#CC6677", (4, 1, 0)),
     "bald": Look("BALD", "#CC79A7", "p"),
+    "ensemble": Look("Ensemble", "#222222", (5, 0, 180)),
     "entropy": Look("Entropy", "#0072B2", "^"),
     "margin": Look("Margin", "#999933", "h"),
-    "confidence": Look("Confidence", "#44AA99", "8"),
-    "random": Look("Random", "#555555", "v"),
+    "least_confidence": Look("Least confidence", "#44AA99", "8"),
+    "random": Look("Random", "#666666", "v"),
 }
-SPARE_COLOURS = ("#CC6677", "#44AA99", "#999933", "#661100", "#6699CC", "#AA4466", "#4477AA", "#AA7744")
-SPARE_MARKERS = ("d", "<", ">", "8", "H", "h", "*", "X")
+SPARE_COLOURS = ("#AA7744", "#6699CC", "#AA4466", "#77AADD", "#994455", "#557755", "#BB8866", "#7777BB")
+SPARE_MARKERS: tuple[Marker, ...] = ("d", "<", ">", "8", "H", "h", (3, 1, 180), (5, 1, 180))
 
 DATASETS = {
     "digits": "Digits",

@@ -54,8 +54,8 @@ class Table:
         folder.mkdir(parents=True, exist_ok=True)
         self.data.to_csv(folder / f"{self.stem}.csv", index=False, float_format="%.6g")
         title = f"**{self.title}.** {self.note}".strip()
-        (folder / f"{self.stem}.md").write_text(f"{title}\n\n{self.markdown()}")
-        (folder / f"{self.stem}.tex").write_text(self.latex())
+        (folder / f"{self.stem}.md").write_text(f"{title}\n\n{self.markdown()}", encoding="utf-8")
+        (folder / f"{self.stem}.tex").write_text(self.latex(), encoding="utf-8")
 
 
 _ESCAPES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,46 @@ def write_round(folder: Path, metrics: dict[str, Any], provenance: dict[str, Any
         (folder / name).write_bytes(data)
     hashes = {name: results.sha256(data) for name, data in files.items()}
     (folder / results.COMMITTED).write_bytes(_json({"format": results.FORMAT, "files": hashes}))
+
+
+def example(runs: Path) -> None:
+    """A sweep of an imbalanced pool with everything that a report can show, and most of what it must warn of."""
+    starts = {
+        "mal": (70, 22),
+        "mal_init_random": (70, 18),
+        "entropy": (60, 30),
+        "coreset": (60, 27),
+        "random": (60, 26),
+    }
+    pool_classes = np.round(400 * 10 ** (-np.arange(10) / 4.5)).astype(int).tolist()
+    for method, (start, gain) in starts.items():
+        for seed in range(5):
+            noise = np.random.default_rng([seed, *method.encode()]).normal(0, 0.6, 5)
+            noise[0] = np.random.default_rng(seed).normal(0, 1.2)
+            values = [float(v) for v in start + gain * (1 - np.exp(-np.arange(5) / 1.8)) + noise]
+            more: dict[str, Any] = {
+                "metrics": {"pool_classes": pool_classes, "per_class": [values[-1] - 2 * c for c in range(10)]}
+            }
+            if (method, seed) == ("entropy", 4):
+                values, more = values[:3], more | {"failed": "RuntimeError: out of memory", "planned": 5}
+            if (method, seed) == ("coreset", 1):
+                values[2] = math.nan
+            if (method, seed) == ("random", 3):
+                more["provenance"] = {"git_commit": "b" * 40}
+            chain = write_chain(
+                runs, method, seed, values, dataset="digits_imbalanced", gpus=1, seconds=50 + 9 * len(method), **more
+            )
+            if seed == 0 and method in ("mal", "coreset"):
+                write_features(results.round_folder(chain, 1))
+
+
+def write_features(folder: Path, count: int = 300) -> None:
+    """Features of a round: six blobs in 16 dimensions, some labelled, some queried."""
+    rng = np.random.default_rng(0)
+    blobs = rng.normal(0, 4, (6, 16))[rng.integers(0, 6, count)]
+    state = rng.choice(3, count, p=(0.7, 0.2, 0.1)).astype(np.uint8)
+    features = (blobs + rng.normal(size=(count, 16))).astype(np.float16)
+    np.savez(folder / "features.npz", indices=np.arange(count), features=features, state=state)
 
 
 def exactly(mean: float, std: float, n: int) -> np.ndarray:
