@@ -6,9 +6,14 @@ import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from typing import TypeVar
+
 import torch
+from torch import nn
 
 from mal.config import Chain
+
+Placed = TypeVar("Placed", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,10 @@ class Device:
     def autocast(self) -> AbstractContextManager[None]:
         """bf16 autocast for forward passes where precision=bf16, else nothing."""
         return torch.autocast(self.torch.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def place(self, module: Placed) -> Placed:
+        """Put a network on the device, its convolutions channels_last: faster on CPUs and on GPUs' tensor cores."""
+        return module.to(self.torch, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def seed(self, seed: int) -> None:
         """Seed what torch's own modules draw from (initialisation, dropout), on the host and on the device."""

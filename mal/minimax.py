@@ -51,7 +51,7 @@ def build_networks(config: Chain, device: Device) -> Networks:
     bottleneck, hidden = config.backbone["bottleneck"], config.backbone["discriminator"]
     classifier = CosineClassifier(features, bottleneck, config.dataset.classes, config.minimax.temperature)
     discriminator = Discriminator(features, hidden)
-    return Networks(*(module.to(device.torch) for module in (encoder, classifier, discriminator)))  # type: ignore[arg-type]
+    return Networks(device.place(encoder), device.place(classifier), device.place(discriminator))
 
 
 def entropy(logits: Tensor) -> Tensor:

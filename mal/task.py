@@ -80,7 +80,7 @@ def train_task_model(
     trainer.seed(phase, "networks")
     dropout = float(config.method.get("dropout", 0.0))
     model = TaskModel(build_backbone(config.backbone, config.dataset.channels), config.dataset.classes, dropout)
-    model.to(trainer.device.torch)
+    trainer.device.place(model)
     if encoder is not None:
         model.backbone.load_state_dict(copy.deepcopy(encoder.state_dict()))
     if before is not None:

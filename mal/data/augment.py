@@ -62,7 +62,7 @@ class Augmentation:
         return images[batch, channels, rows[:, None, :, None], columns[:, None, None, :]]
 
     def _normalise(self, images: Tensor) -> Tensor:
-        return images.float().div_(255).sub_(self.mean).div_(self.std)
+        return images.to(torch.float32, memory_format=torch.channels_last).div_(255).sub_(self.mean).div_(self.std)
 
 
 def build_augmentation(spec: Spec, images: np.ndarray, pool: np.ndarray, device: torch.device) -> Augmentation:
