@@ -11,12 +11,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mal.method_keys import check_method
 from mal.registry import nearest
 
 CONF = Path(__file__).parent / "conf"
@@ -135,9 +137,10 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
 
     Raises ValueError that names the value, what is allowed and the key to change.
     """
-    base = _compose(overrides, check=True)
+    base = _compose([o for o in overrides if not o.startswith("method.")], check=overrides)
     seeds = _seeds(base.seeds)
     methods = _methods(base)
+    _check_method_overrides(overrides, methods)
     sweep = Sweep(
         name=_file_name("name", base.name or base.dataset.name),
         runs=Path(str(base.runs)),
@@ -187,13 +190,13 @@ def differences(old: Chain, new: Chain) -> list[str]:
 # ---------------------------------------------------------------------------------------------- composing
 
 
-def _compose(overrides: Sequence[str], check: bool = False) -> DictConfig:
+def _compose(overrides: Sequence[str], check: Sequence[str] = ()) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         if check:
-            _check_keys(overrides)
+            _check_keys(check)
         try:
             return compose("config", overrides=list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
@@ -238,12 +241,29 @@ def _split(override: str) -> tuple[str, str]:
 
 def _overrides_for(method: str, overrides: Sequence[str]) -> list[str]:
     """The overrides that reach one method: `method.KEY=VALUE` is for those of the sweep that have KEY."""
-    own = set(_keys(OmegaConf.create({"method": _method_section(method)})))
+    own = {f"method.{key}" for key in _method_section(method)}
     return [o for o in overrides if not (key := _split(o)[0]).startswith("method.") or key in own]
 
 
+def _check_method_overrides(overrides: Sequence[str], methods: Sequence[str]) -> None:
+    """Refuse `method.KEY=VALUE` where no method of the sweep has KEY, and one name for several methods."""
+    own = {f"method.{key}" for method in methods for key in _method_section(method)}
+    for override in overrides:
+        if override.startswith("method.") and (key := _split(override)[0]) not in own:
+            hint = nearest(key, own) or "."
+            raise ValueError(f"{key}: none of methods=[{','.join(methods)}] has this key{hint}")
+        if override.startswith("method.name=") and len(methods) > 1:
+            raise ValueError(f"{override} would name {len(methods)} methods alike: use it with one method.")
+
+
+@cache
 def _method_section(method: str) -> dict[str, Any]:
-    return OmegaConf.to_container(_compose([f"method={method}"]).method)  # type: ignore[return-value]
+    """The section `method` of a method's YAML over those it starts from; jobs read it too, so without Hydra."""
+    file = OmegaConf.load(CONF / "method" / f"{method}.yaml")
+    section: dict[str, Any] = {}
+    for parent in file.get("defaults", []):
+        section |= _method_section(parent) if parent != "_self_" else {}
+    return section | OmegaConf.to_container(file.method)  # type: ignore[operator]
 
 
 def _keys(config: DictConfig) -> list[str]:
@@ -287,7 +307,7 @@ def validate(chain: Chain) -> None:
     _check_choices(chain)
     _check_numbers(chain)
     _file_name("name", chain.name)
-    _file_name("method.name", str(chain.method["name"]))
+    _check_method(chain.method)
     pool, needed = pool_size(chain.dataset), chain.initial + (chain.rounds - 1) * chain.budget
     if needed > pool:
         raise ValueError(
@@ -296,6 +316,16 @@ def validate(chain: Chain) -> None:
         )
     if chain.method.get("query") == "discriminator" and not chain.minimax.discriminator:
         raise ValueError("method.query=discriminator needs D: set minimax.discriminator=true or another query rule.")
+
+
+def _check_method(method: dict[str, Any]) -> None:
+    _file_name("method.name", str(method.get("name")))
+    acquisition, known = method.get("acquisition"), choices("method")
+    if acquisition not in known or _method_section(str(acquisition))["acquisition"] != acquisition:
+        own = [name for name in known if _method_section(name)["acquisition"] == name]
+        hint = nearest(str(acquisition), own) or "."
+        raise ValueError(f"method.acquisition={acquisition} is unknown{hint} Known: {', '.join(own)}.")
+    check_method(method, _method_section(acquisition))
 
 
 def _check_choices(chain: Chain) -> None:

@@ -1,6 +1,39 @@
 """Acquisition methods, one file each, registered by name: a new one is a file, its YAML and its import here."""
 
-from mal.methods import entropy, mal, random
+from mal.methods import (
+    badge,
+    bald,
+    batchbald,
+    coreset,
+    ensemble,
+    entropy,
+    least_confidence,
+    mal,
+    margin,
+    power_bald,
+    probcover,
+    random,
+    typiclust,
+    vaal,
+)
 from mal.methods.base import METHODS, Method, Setting
 
-__all__ = ["METHODS", "Method", "Setting", "entropy", "mal", "random"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Setting",
+    "badge",
+    "bald",
+    "batchbald",
+    "coreset",
+    "ensemble",
+    "entropy",
+    "least_confidence",
+    "mal",
+    "margin",
+    "power_bald",
+    "probcover",
+    "random",
+    "typiclust",
+    "vaal",
+]

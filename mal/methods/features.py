@@ -1,0 +1,87 @@
+"""What methods that compare images with each other share: M's features, their needs, progress of a long selection."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mal.acquisition.estimate import available_memory, estimate
+from mal.config import Chain
+from mal.methods.base import Scores, Setting
+from mal.models.backbones import build_backbone
+from mal.models.heads import TaskModel
+
+log = logging.getLogger(__name__)
+
+
+def queries(setting: Setting) -> bool:
+    """Whether this round ends with a query: the last one of a chain only trains and evaluates M."""
+    return setting.number + 1 < setting.config.rounds
+
+
+def feature_size(config: Chain) -> int:
+    """d of the backbone's features, without its weights."""
+    with torch.device("meta"):
+        return int(build_backbone(config.backbone, config.dataset.channels).features)  # type: ignore[arg-type]
+
+
+def require_memory(setting: Setting, name: str, **sizes: int) -> None:
+    """Log what acquisition `name` will need in this round; ValueError, naming another, where that is not there.
+
+    sizes: those of `mal.acquisition.estimate` besides the candidates, the labelled and the budget.
+    """
+    if not queries(setting):
+        return
+    sizes = {"candidates": len(setting.unlabelled), "labelled": len(setting.labelled)} | sizes
+    needs = estimate(name, budget=setting.config.budget, **sizes)
+    log.info("%s", needs)
+    needs.require(available_memory(), inputs_loaded=False)
+
+
+def scan_features(setting: Setting, model: TaskModel, unit: bool = False) -> Scores:
+    """What M's last layer sees: `features` (N, d) of the unlabelled, `centres` (M, d) of the labelled, float32.
+
+    unit: scaled to length 1. One pass over each, without augmentation or dropout.
+    """
+
+    def features(images: Tensor) -> dict[str, Tensor]:
+        values = model.backbone(images).float()
+        return {"features": F.normalize(values, dim=1) if unit else values}
+
+    scan, loader = setting.scanner.scan, setting.loader
+    centres = scan("score labelled", loader, setting.labelled, features, model)["features"]
+    return {"features": setting.scan(features, model)["features"], "centres": centres}
+
+
+def count_picks(setting: Setting, steps: int) -> Callable[[int, int], None]:
+    """A callback (done, total) for a long selection: it beats the heart and leaves where a stop is asked for."""
+    progress = setting.scanner.progress
+    progress.phase("select", steps)
+
+    def report(done: int, total: int) -> None:
+        progress.at(done)
+        progress.interrupt.check()
+
+    return report
+
+
+def random_state(setting: Setting, purpose: str) -> int:
+    """A seed below 2^31 of this (seed, round, purpose), for libraries that take a number."""
+    return int(setting.random(purpose).integers(2**31))
+
+
+def select_device(setting: Setting) -> str:
+    """Where long selections do their products: the chain's device."""
+    return setting.trainer.device.torch.type
+
+
+def without(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Scores (N,) with those at `positions` below all others."""
+    rest = scores.astype(np.float64)
+    rest[positions] = -np.inf
+    return rest

@@ -1,0 +1,28 @@
+"""Least confidence: where the task model's likeliest class is least likely (Lewis and Gale 1994)."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from mal.acquisition import uncertainty
+from mal.acquisition.ranking import top_b
+from mal.methods.base import METHODS, Method, Scores
+from mal.models.heads import TaskModel
+
+
+@METHODS.register("least_confidence")
+class LeastConfidence(Method):
+    """The b images of lowest highest probability."""
+
+    def score(self, model: TaskModel) -> Scores:
+        """doubt: 1 - the highest probability, (N,)."""
+
+        def doubt(images: Tensor) -> dict[str, Tensor]:
+            return {"doubt": uncertainty.least_confidence(model(images), from_logits=True)}
+
+        return self.setting.scan(doubt, model)
+
+    def select(self, scores: Scores, budget: int) -> np.ndarray:
+        """Least confident first, ties by lowest index."""
+        return top_b(scores["doubt"], budget)

@@ -1,0 +1,131 @@
+"""VAAL: a VAE of both pools, and a discriminator of their codes (Sinha et al. 2019; Section 4, Baselines).
+
+A step makes method.vae_steps updates of the VAE, each on a labelled and an unlabelled batch of its own, that
+reconstruct both and make both look labelled to D; then one update of D on the last of these batches, labelled 1,
+unlabelled 0. D sees the means of the codes. The query: the images that D is surest are unlabelled. The task model
+plays no part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mal.acquisition.ranking import top_b
+from mal.device import Device
+from mal.methods.base import METHODS, Method, Scores, Setting
+from mal.methods.features import queries
+from mal.minimax import discriminator_loss
+from mal.models.heads import Discriminator, TaskModel
+from mal.models.vae import LARGEST_STRIDE_2, VAE
+from mal.training import Inputs, steps_of
+
+PHASE = "vaal"
+HIDDEN_UNITS = 512
+
+
+class VAALObjective:
+    """The VAE and its discriminator D, each with Adam."""
+
+    def __init__(self, vae: VAE, discriminator: Discriminator, method: dict[str, Any], device: Device) -> None:
+        """method: beta, adversarial_weight, vae_steps and lr of the method's configuration."""
+        self.vae, self.discriminator, self.method, self.device = vae, discriminator, method, device
+        self.modules: Mapping[str, nn.Module] = {"vae": vae, "discriminator": discriminator}
+        self.coder = torch.optim.Adam(vae.parameters(), lr=method["lr"], fused=True)
+        self.judge = torch.optim.Adam(discriminator.parameters(), lr=method["lr"], fused=True)
+        self.optimizers: Mapping[str, torch.optim.Optimizer] = {"coder": self.coder, "judge": self.judge}
+
+    def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
+        """The updates; losses reconstruction and adversarial (means), divergence (nats, a sum) and discriminator."""
+        for turn in range(self.method["vae_steps"]):
+            batches = inputs[f"labelled_{turn}"].images, inputs[f"unlabelled_{turn}"].images
+            losses = self._train_vae(*batches)
+        return losses | {"discriminator": self._train_discriminator(*batches)}
+
+    def _train_vae(self, labelled: Tensor, unlabelled: Tensor) -> dict[str, Tensor]:
+        with self.device.autocast():
+            sides = [self._losses(labelled), self._losses(unlabelled)]
+        losses = {name: sides[0][name] + sides[1][name] for name in sides[0]}
+        total = losses["reconstruction"] + self.method["beta"] * losses["divergence"]
+        total = total + self.method["adversarial_weight"] * losses["adversarial"]
+        self.coder.zero_grad(set_to_none=True)
+        total.backward()
+        self.coder.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _losses(self, images: Tensor) -> dict[str, Tensor]:
+        images = self.vae.fit(images)
+        reconstruction, mean, log_variance = (value.float() for value in self.vae(images))
+        divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum()
+        return {
+            "reconstruction": F.mse_loss(reconstruction, images),
+            "divergence": divergence,
+            # As if labelled, for both pools: what D is trained to tell apart.
+            "adversarial": F.softplus(-self.discriminator(mean).float()).mean(),
+        }
+
+    def _train_discriminator(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+        with self.device.autocast():
+            with torch.no_grad():
+                codes = [self.vae.encode(images)[0] for images in (labelled, unlabelled)]
+            loss = discriminator_loss(*(self.discriminator(code).float() for code in codes))
+        self.judge.zero_grad(set_to_none=True)
+        loss.backward()
+        self.judge.step()
+        return loss.detach()
+
+
+def build_objective(setting: Setting) -> VAALObjective:
+    """VAE and D for the images as the networks see them, initialised from (seed, round)."""
+    config, device = setting.config, setting.trainer.device
+    side = max(setting.scanner.augmentation.evaluate(setting.loader.load(setting.labelled[:1]).images).shape[-2:])
+    latent = config.method["latent"] or latent_size(side, config.dataset.task)
+    setting.trainer.seed(PHASE, "networks")
+    vae = VAE(config.dataset.channels, side, latent, config.method["width"])
+    discriminator = Discriminator(latent, HIDDEN_UNITS)
+    return VAALObjective(vae.to(device.torch), discriminator.to(device.torch), config.method, device)
+
+
+def latent_size(side: int, task: str) -> int:
+    """The source's sizes of the code: 32 for CIFAR, 64 for ImageNet, 128 for BDD100K's segmentation."""
+    if task == "segmentation":
+        return 128
+    return 32 if side <= LARGEST_STRIDE_2 else 64
+
+
+@METHODS.register("vaal")
+class VAAL(Method):
+    """The b images that D takes for unlabelled with most certainty."""
+
+    objective: VAALObjective
+
+    def fit(self) -> None:
+        """Train the VAE and D on both pools, unless the round is the last and asks nothing of them."""
+        if not queries(self.setting):
+            return
+        setting, method = self.setting, self.setting.config.method
+        labelled, unlabelled = setting.labelled, setting.unlabelled
+        self.objective = build_objective(setting)
+        streams = {f"labelled_{turn}": labelled for turn in range(method["vae_steps"])}
+        streams |= {f"unlabelled_{turn}": unlabelled for turn in range(method["vae_steps"])}
+        pool, batch = len(labelled) + len(unlabelled), method["batch"]
+        steps = steps_of(method["epochs"], method["epoch_of"], pool, len(labelled), batch)
+        setting.trainer.run(PHASE, self.objective, streams, batch, steps)
+
+    def score(self, model: TaskModel) -> Scores:
+        """labelledness: D's logit of the code's mean, which does not saturate as its probability does, (N,)."""
+        vae, discriminator = self.objective.vae, self.objective.discriminator
+
+        def labelledness(images: Tensor) -> dict[str, Tensor]:
+            return {"labelledness": discriminator(vae.encode(images)[0])}
+
+        return self.setting.scan(labelledness, vae, discriminator)
+
+    def select(self, scores: Scores, budget: int) -> np.ndarray:
+        """Lowest first, ties by lowest index."""
+        return top_b(-scores["labelledness"], budget)
