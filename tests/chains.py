@@ -1,0 +1,114 @@
+"""What several test modules need: small configurations, tiny data, and commands run as a person runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mal import results
+from mal.config import Chain, compose_sweep, save_chain
+from mal.data.augment import Augmentation
+from mal.data.loader import MemoryLoader
+from mal.device import Device
+from mal.interrupt import Interrupt
+from mal.progress import Progress
+from mal.training import Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = Device(torch.device("cpu"), bf16=False)
+# A second of work a round: small images, a narrow network, few steps.
+SMALL = ("dataset=digits", "backbone.width=4", "backbone.bottleneck=16", "backbone.discriminator=16", "threads=1")
+SHORT = (*SMALL, "rounds=2", "initial=20", "budget=20", "minimax.epochs=0.5", "task.epochs=0.5", "device=cpu")
+
+torch.set_num_threads(1)
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> tuple[Chain, ...]:
+    return tuple(compose_sweep(overrides).chains)
+
+
+def chain_config(*overrides: str, method: str = "mal", seed: int = 0) -> Chain:
+    """One chain's configuration: digits, short, with `overrides` on top."""
+    (chain,) = _composed((*SHORT, f"methods=[{method}]", f"seeds=[{seed}]", *overrides))
+    return chain
+
+
+def write_chain(runs: Path, config: Chain) -> Path:
+    """Put a configuration where a job reads it; the chain's folder."""
+    folder = results.chain_folder(runs, config.name, config.method["name"], config.seed)
+    results.write_atomic(folder / results.CONFIG, save_chain(config).encode())
+    return folder
+
+
+def plain_augmentation(**changes: Any) -> Augmentation:
+    """No flip, no crop, pixels divided by 255."""
+    zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    return Augmentation(**({"flip": False, "crop": None, "pad_crop": 0, "mean": zero, "std": one} | changes))
+
+
+def made_up_images(count: int, channels: int = 1, size: int = 8, seed: int = 0) -> np.ndarray:
+    """uint8 (count, channels, size, size), noise."""
+    return np.random.default_rng(seed).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
+
+
+def trainer_in(folder: Path, loader: MemoryLoader, interrupt: Interrupt | None = None, **changes: Any) -> Trainer:
+    """A trainer of round 0 that keeps its state under `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = Progress(folder, 0, interrupt or Interrupt())
+    arguments: dict[str, Any] = {
+        "folder": folder / results.CHECKPOINT,
+        "identity": "a configuration",
+        "key": (0, 0),
+        "loader": loader,
+        "augmentation": plain_augmentation(),
+        "device": CPU,
+        "progress": progress,
+        "checkpoint_seconds": 3600.0,
+    }
+    return Trainer(**(arguments | changes))
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a command: one thread, nothing left over from a launcher around the tests."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("MAL_LAUNCHER", "CUDA_VISIBLE_DEVICES")}
+    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | changes
+
+
+def python(*arguments: str | Path, cwd: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run this Python with `arguments` and wait for it."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, **options)
+
+
+def run_chain_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m mal.chain FOLDER`, to its end."""
+    return python("-m", "mal.chain", folder, *arguments)
+
+
+def launch(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`python sweeps/launch.py ...`, to its end."""
+    return python(ROOT / "sweeps" / "launch.py", *arguments, cwd=cwd)
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What a chain arrived at and an interruption must not change: every round's indices (bytes) and metric values."""
+    found: dict[str, Any] = {}
+    for round_folder in results.round_folders(folder):
+        committed = results.read_round(round_folder)
+        found[round_folder.name] = {
+            "labeled": (round_folder / results.LABELED).read_bytes(),
+            "query": (round_folder / results.QUERY).read_bytes() if committed.query is not None else None,
+            "value": committed.metrics["value"],
+            "per_class": committed.metrics["per_class"],
+            "query_classes": committed.metrics.get("query_classes"),
+            "history": (round_folder / results.HISTORY).read_bytes(),
+        }
+    return found
