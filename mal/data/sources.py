@@ -152,7 +152,9 @@ def _read_cifar100(path: Path) -> Split:
         raise ValueError(f"{path} is missing: unpack cifar-100-python.tar.gz in the folder that data= names.")
     try:
         with path.open("rb") as file:
-            content = _PlainUnpickler(file, encoding="latin1").load()
+            # Written by Python 2: its strings are bytes here. A copy written again by Python 3 may have either.
+            loaded = _PlainUnpickler(file, encoding="bytes").load()
+        content = {key.decode() if isinstance(key, bytes) else key: value for key, value in loaded.items()}
         images = np.asarray(content["data"])
         labels = np.asarray(content["fine_labels"], dtype=np.int64)
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
