@@ -103,18 +103,25 @@ def gres_conf(shape: ClusterShape) -> str:
 def submit_filter(limit: int) -> str:
     """Lua text of a job_submit plugin that answers as a QOS with MaxSubmitJobsPerUser=`limit` does.
 
-    A real one needs the accounting database. 2050 is Slurm's ESLURM_ACCOUNTING_POLICY; unfinished states are
-    those below 3.
+    A real one needs the accounting database. Slurm refreshes slurm.jobs once a second at most, so what was accepted
+    since is counted here. 2050 is Slurm's ESLURM_ACCOUNTING_POLICY; unfinished states are those below 3.
     """
-    return f"""function slurm_job_submit(job, partitions, uid)
-  local unfinished = 0
-  for _, other in pairs(slurm.jobs) do
+    return f"""local newest, unseen = 0, 0
+
+function slurm_job_submit(job, partitions, uid)
+  local unfinished, last = 0, 0
+  for id, other in pairs(slurm.jobs) do
+    last = math.max(last, tonumber(id))
     if tonumber(other.job_state) % 256 < 3 then unfinished = unfinished + 1 end
   end
-  if unfinished >= {limit} then
+  if last > newest then
+    newest, unseen = last, 0
+  end
+  if unfinished + unseen >= {limit} then
     slurm.log_user("QOSMaxSubmitJobPerUserLimit")
     return 2050
   end
+  unseen = unseen + 1
   return slurm.SUCCESS
 end
 

@@ -140,7 +140,7 @@ def submitit_parameters(profile: Profile, dataset: str, job_name: str) -> dict[s
         "qos": profile.qos,
         "constraint": profile.constraint,
         "exclude": profile.exclude,
-        "mem_gb": profile.mem_gb,
+        "mem": None if profile.mem_gb is None else f"{round(profile.mem_gb * 1024)}M",
         "gpus_per_node": _gpu_request(profile),
         "setup": _setup_lines(profile) or None,
     }
@@ -153,6 +153,7 @@ def submitit_parameters(profile: Profile, dataset: str, job_name: str) -> dict[s
         "dependency": "singleton",
         "signal_delay_s": profile.signal_lead_s,
         "stderr_to_stdout": True,
+        "wckey": None,  # submitit's own would be refused where keys are registered
         # srun has not taken this from sbatch since Slurm 22.05
         "srun_args": [f"--cpus-per-task={profile.cpus_per_task}"],
         "additional_parameters": {"requeue": True, "open-mode": "append", **profile.sbatch},

@@ -33,7 +33,7 @@ WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPEC
 
 @dataclass(frozen=True)
 class Job:
-    """A job that Slurm has not finished with.
+    """A job that Slurm remembers.
 
     state: Slurm's long form (PENDING, RUNNING, COMPLETING, SUSPENDED ...); reason: why it waits, in Slurm's words.
     start, end, submitted: in local time; for a waiting job Slurm's estimates; None where it has none.
@@ -86,12 +86,14 @@ def parse_job_name(name: str) -> ChainName | None:
 
 
 def read_queue(job_ids: Iterable[int] = ()) -> list[Job]:
-    """Jobs of this user, or those of `job_ids` alone, in order of their ids, from one squeue call.
+    """Jobs of this user that are not over, or those of `job_ids` as long as Slurm remembers them, by their ids.
+
+    One squeue call.
 
     Errors: SlurmError, SlurmSilentError (the queue is then unknown, not empty).
     """
     chosen = ",".join(str(number) for number in job_ids)
-    where = [f"--jobs={chosen}"] if chosen else ["--me"]
+    where = [f"--jobs={chosen}", "--states=all"] if chosen else ["--me"]
     lines = call("squeue", "--noheader", "--array", *where, f"--format={FIELD.join(_COLUMNS.values())}").splitlines()
     return sorted((_parse(line) for line in lines), key=lambda job: job.id)
 
