@@ -40,17 +40,17 @@ def xavier(module: nn.Module) -> None:
 
 
 class SmallCNN(nn.Module):
-    """Two 3x3 convolutions a stage, three stages, global average: for grey images of 8 to 32 pixels."""
+    """Five 3x3 convolutions, the second and fourth of stride 2, then the global average."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for stage in range(3):
-            outputs = width * 2**stage
-            for inputs in (channels, outputs):
-                layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-            if stage < 2:
-                layers.append(nn.MaxPool2d(2))
+        for outputs, stride in ((width, 1), (width, 2), (2 * width, 1), (2 * width, 2), (4 * width, 1)):
+            layers += [
+                nn.Conv2d(channels, outputs, 3, stride, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(inplace=True),
+            ]
             channels = outputs
         self.layers = nn.Sequential(*layers)
         self.features = channels
