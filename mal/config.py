@@ -259,11 +259,15 @@ def _check_method_overrides(overrides: Sequence[str], methods: Sequence[str]) ->
 @cache
 def _method_section(method: str) -> dict[str, Any]:
     """The section `method` of a method's YAML over those it starts from; jobs read it too, so without Hydra."""
-    file = OmegaConf.load(CONF / "method" / f"{method}.yaml")
+    path = CONF / "method" / f"{method}.yaml"
+    file: Any = OmegaConf.to_container(OmegaConf.load(path))
     section: dict[str, Any] = {}
     for parent in file.get("defaults", []):
         section |= _method_section(parent) if parent != "_self_" else {}
-    return section | OmegaConf.to_container(file.method)  # type: ignore[operator]
+    section |= file.get("method", {})
+    if "acquisition" not in section:
+        raise ValueError(f"{path} has no method.acquisition, the name that the method is registered by in mal/methods.")
+    return section
 
 
 def _keys(config: DictConfig) -> list[str]:
