@@ -76,7 +76,7 @@ class Rounds:
         files[results.METRICS] = self._metrics(number, state, evaluation, query, progress)
         files[results.HISTORY] = setting.trainer.history
         if self.config.keep_model or self.config.task.init == "continue":
-            files[results.MODEL] = safetensors.torch.save({k: v.cpu() for k, v in model.state_dict().items()})
+            files[results.MODEL] = safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()})
         files[results.PROVENANCE] = self._provenance(state, progress)
         results.commit(folder, files)
 
