@@ -8,12 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from slurm_cluster import cluster, shared_cluster, short_folder, wait_until
 
-from slurm.local import LocalSlurm, main
+from slurm.local import LocalSlurm, SlurmMissingError, main
 from slurm.local_conf import ClusterShape
 from slurm.local_processes import daemons, job_processes
 from slurm.squeue import read_queue
-from tests.slurm_cluster import cluster, shared_cluster, short_folder, wait_until
 
 __all__ = ["cluster", "shared_cluster", "short_folder"]
 pytestmark = pytest.mark.slurm
@@ -158,6 +158,26 @@ def test_up_status_down(short_folder: Path, capsys: pytest.CaptureFixture[str]) 
         main(["down", where])
     assert not daemons(short_folder / "slurm.conf")
     assert main(["status", where]) == 1
+
+
+def test_missing_programs_are_named_with_their_packages(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slurm.local._SEARCH_PATH", str(short_folder))
+    with pytest.raises(SlurmMissingError, match=r"slurmctld.*install the Debian packages slurm-wlm and munge"):
+        LocalSlurm(short_folder).start()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["up", "nodes=two"], "nodes=two: a whole number is allowed; change nodes"),
+        (["up", "node=2"], "node=2: not an option; allowed are dir=, nodes="),
+        (["up", "gpus=99"], "gpus_per_node=99: 0 to 7 is allowed"),
+        (["up", f"dir=/tmp/{'x' * 90}"], "too long for a Unix socket; choose a dir of under 80 bytes"),
+    ],
+)
+def test_wrong_options_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main(arguments)
 
 
 def _alive(pid: int) -> bool:

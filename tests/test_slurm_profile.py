@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slurm_cluster import cluster, shared_cluster
 
 from mal.config import compose_sweep
 from slurm.local import LocalSlurm
 from slurm.partitions import NodeKind, Partition, parse_gpus, parse_minutes, read_partitions
 from slurm.profile import Profile, check_against, load_profile, submitit_parameters
-from tests.slurm_cluster import cluster, shared_cluster
 
 __all__ = ["cluster", "shared_cluster"]
 EXAMPLES = ("slurm", "template", "scavenge", "university_a100")

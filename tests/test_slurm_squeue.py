@@ -4,11 +4,11 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from slurm_cluster import cluster, shared_cluster, wait_until
 
 from slurm.client import SlurmError, SlurmSilentError, call
 from slurm.local import LocalSlurm
 from slurm.squeue import ChainName, by_chain, job_name, parse_job_name, read_queue, runs_hash
-from tests.slurm_cluster import cluster, shared_cluster, wait_until
 
 __all__ = ["cluster", "shared_cluster"]
 
