@@ -7,6 +7,7 @@ normalised: nothing underflows, however large the batch.
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from mal.acquisition.checks import Indices, Progress, check_budget, check_probabilities, report
 from mal.acquisition.ranking import top_b
@@ -44,12 +45,25 @@ def batchbald(
     budget = check_budget(budget, len(probabilities))
     if configurations < 1:
         raise ValueError(f"configurations={configurations}: must be 1 or more")
-    posterior = _Posterior(probabilities.shape[1], configurations, rng)
+    # The products are small: BLAS threads would wait for each other longer than they work.
+    with threadpool_limits(1, user_api="blas"):
+        return _greedy(probabilities, budget, _Posterior(probabilities.shape[1], configurations, rng), lazy, progress)
+
+
+def _greedy(
+    probabilities: NDArray[np.floating], budget: int, posterior: "_Posterior", lazy: bool, progress: Progress | None
+) -> Indices:
+    # The pairs of samples take S / K times the memory of the input.
+    pairs = _Divergences(probabilities) if lazy and probabilities.shape[1] <= 4 * probabilities.shape[2] else None
     gains_N = np.full(len(probabilities), np.inf)
     picks_B = np.empty(budget, dtype=np.int64)
     bald_N = gains_N
     for t in range(budget):
-        best = _best(probabilities, posterior, gains_N, lazy)
+        if not lazy:
+            gains_N[gains_N > -np.inf] = np.inf
+        elif pairs and t > 0:
+            gains_N = np.minimum(gains_N, pairs.bounds(posterior))
+        best = _best(probabilities, posterior, gains_N, 32 if lazy else len(gains_N))
         if t == 0:
             bald_N = gains_N.copy()
         elif gains_N[best] <= 0:
@@ -108,16 +122,14 @@ class _Posterior:
         spread_S = masses_M @ weights_MS
         rows = min(count, max(1, _NUMBERS // (max(samples, len(masses_M)) * classes)))
         # Buffers: fresh arrays of this size would cost more in page faults than the arithmetic.
-        given = np.empty((len(masses_M), rows * classes))
-        logs = np.empty_like(given)
+        given, logs = (np.empty((len(masses_M), rows * classes)) for _ in range(2))
         for start in range(0, count, rows):
             block = probabilities_RSK[start : start + rows].astype(np.float64)
             used = given[:, : len(block) * classes], logs[:, : len(block) * classes]
             np.matmul(weights_MS, block.transpose(1, 0, 2).reshape(samples, -1), out=used[0])
             np.log(np.maximum(used[0], _TINY, out=used[1]), out=used[1])
             expected = masses_M @ np.multiply(*used, out=used[1])
-            own = spread_S @ (block * np.log(np.maximum(block, _TINY))).sum(axis=2).T
-            gains_R[start : start + rows] = own - expected.reshape(-1, classes).sum(axis=1)
+            gains_R[start : start + rows] = -expected.reshape(-1, classes).sum(axis=1) - _entropy(block) @ spread_S
         return np.maximum(gains_R, 0)
 
     def condition(self, probabilities_SK: Array) -> None:
@@ -150,12 +162,38 @@ class _Posterior:
         self.masses_M = np.full(self.limit, 1 / self.limit)
 
 
-def _best(probabilities_NSK: NDArray[np.floating], posterior: _Posterior, gains_N: Array, lazy: bool) -> int:
-    """The candidate with the highest gain; gains_N holds the gains of the past, updated where evaluated."""
+class _Divergences:
+    """Kullback-Leibler divergences between a candidate's predictions under all pairs of samples: bounds of its gain.
+
+    I(label; parameters) under weights w is the mean divergence of the samples' predictions from their mixture, at most
+    the sum over pairs of w_s w_t KL(p_s | p_t) by convexity: S x S products instead of configurations x S x K.
+    """
+
+    def __init__(self, probabilities_NSK: NDArray[np.floating]) -> None:
+        count, samples, classes = probabilities_NSK.shape
+        # Raising probabilities to this floor lowers a bound by at most S K times it, and keeps divergences finite.
+        floor = 1e-12
+        self.slack = samples * classes * floor + 1e-9
+        self.pairs_NP = np.empty((count, samples * samples), dtype=np.float32)
+        rows = max(1, 2**20 // (samples * max(samples, classes)))
+        for start in range(0, count, rows):
+            block = probabilities_NSK[start : start + rows].astype(np.float64)
+            logs = np.log(np.maximum(block, floor))
+            cross = np.matmul(block, logs.transpose(0, 2, 1))
+            own = np.einsum("nsk,nsk->ns", block, logs)
+            self.pairs_NP[start : start + rows] = (own[:, :, None] - cross).reshape(len(block), -1)
+
+    def bounds(self, posterior: _Posterior) -> Array:
+        """An upper bound of every candidate's gain, (N,); float32 is off by much less than the margin added."""
+        weights_MS = posterior.weights_MS
+        together = (weights_MS.T * posterior.masses_M) @ weights_MS
+        return (self.pairs_NP @ together.ravel().astype(np.float32)) * (1 + 1e-4) + self.slack
+
+
+def _best(probabilities_NSK: NDArray[np.floating], posterior: _Posterior, gains_N: Array, step: int) -> int:
+    """The candidate with the highest gain; gains_N holds bounds, and the gains where evaluated."""
     stale_N = gains_N > -np.inf
-    if not lazy:
-        gains_N[stale_N] = np.inf
-    best, step = -np.inf, 32 if lazy else gains_N.size
+    best = -np.inf
     while True:
         open_R = np.flatnonzero(stale_N & (gains_N >= best - _TIE))
         if open_R.size == 0:
