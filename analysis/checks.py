@@ -100,7 +100,7 @@ def _pools(panel: Panel, rows: pd.DataFrame) -> Iterable[Finding]:
     for column, what in (("labeled_hash", "initial labels"), ("pool_hash", "pool")):
         known = start.dropna(subset=[column])
         for seed, group in known[known.groupby("seed")[column].transform("nunique") > 1].groupby("seed"):
-            sides = " / ".join(", ".join(methods) for _, methods in group.groupby(column)["method"])
+            sides = " / ".join(sorted(", ".join(methods) for _, methods in group.groupby(column)["method"]))
             yield Finding(f"different {what}", f"{panel.title}, seed {seed}: not the same {what}: {sides}")
     for r, column in enumerate(np.moveaxis(panel.labeled, -1, 0)):
         for s, counts in enumerate(column.T):

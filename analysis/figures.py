@@ -58,23 +58,27 @@ def save(figure: Figure, stem: Path, dpi: int) -> None:
     plt.close(figure)
 
 
-def grid(count: int, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """Axes for `count` panels, two a row; a single one is not stretched to the full width."""
+def grid(count: int, entries: int, height: float = 2.5) -> tuple[Figure, list[Axes]]:
+    """Axes for `count` panels, two a row, above a legend of `entries`; a single one is not stretched to full width."""
     columns = min(count, 2)
     rows = -(-count // columns)
-    width = WIDTH if columns == 2 else 4.4
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width, (height if columns == 2 else 3.1) * rows), squeeze=False, layout="constrained"
-    )
+    width, height = (WIDTH, height) if columns == 2 else (4.4, 2.6)
+    size = (width, height * rows + 0.17 * -(-entries // legend_columns(width)))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     flat = list(axes.ravel())
     for unused in flat[count:]:
         unused.set_visible(False)
     return figure, flat[:count]
 
 
+def legend_columns(width: float) -> int:
+    """How many entries of a legend stand beside each other in a figure of `width` inches."""
+    return 5 if width > 6 else 3
+
+
 def legend(figure: Figure, handles: list[Line2D]) -> None:
     """One legend below all panels."""
-    columns = min(len(handles), 5 if figure.get_figwidth() > 6 else 3)
+    columns = min(len(handles), legend_columns(figure.get_figwidth()))
     figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -142,7 +146,7 @@ def line(axes: Axes, method: str, x: np.ndarray, y: np.ndarray, hollow: np.ndarr
 
 def draw_curves(panels: list[Panel], references: dict[str, list[Reference]]) -> Figure:
     """Mean ± std of each method against labels, each seed's points faint behind, published curves dashed."""
-    figure, all_axes = grid(len(panels))
+    figure, all_axes = grid(len(panels), len(methods_of(panels)))
     hollow = False
     for axes, panel in zip(all_axes, panels, strict=True):
         hollow |= _curves(axes, panel)
@@ -226,7 +230,7 @@ def curves_caption(panels: list[Panel], beside: dict[str, tuple[list[Reference],
 
 def draw_gain(panels: list[Panel], baseline: str) -> Figure:
     """Difference from the baseline, paired by seed: mean with Student's 95% interval, single seeds faint behind."""
-    figure, all_axes = grid(len(panels))
+    figure, all_axes = grid(len(panels), len(methods_of(panels)))
     for axes, panel in zip(all_axes, panels, strict=True):
         _gain(axes, panel, baseline)
     legend(figure, [handle(method) for method in methods_of(panels) if method != baseline])
@@ -251,13 +255,13 @@ def _gain(axes: Axes, panel: Panel, baseline: str) -> None:
         known = ~np.isnan(mean)
         line(axes, panel.methods[m], x[known], mean[known])
     axes.set_title(panel.title)
-    axes.set_ylabel(f"{style.metric_noun(panel.metric).capitalize()} minus {style.method_label(baseline)}'s (points)")
+    axes.set_ylabel(f"Gain over {style.method_label(baseline)} (points)")
     label_axis(axes, panel)
 
 
 def draw_hours(panels: list[Panel]) -> Figure:
     """Mean metric against mean hours spent up to each round; bars: ± std of the metric."""
-    figure, all_axes = grid(len(panels))
+    figure, all_axes = grid(len(panels), len(methods_of(panels)))
     for axes, panel in zip(all_axes, panels, strict=True):
         mean, std, _ = stats.summary(panel.values, axis=1)
         hours = stats.summary(panel.hours, axis=1)[0]

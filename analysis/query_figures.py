@@ -16,6 +16,7 @@ from analysis.figures import WIDTH, grid, handle, label_axis, legend, line, meth
 from analysis.panels import Panel
 from analysis.queries import LABELLED, QUERIED, UNLABELLED, Balance, FeatureMap, Overlap
 
+BESIDE = 10  # up to this many methods two matrices stand side by side
 NAMED_CLASSES = 12  # up to this many classes are labelled one by one
 
 
@@ -73,10 +74,7 @@ def _lift(axes: Axes, panel: Panel, balance: Balance) -> None:
 
 def draw_overlap(panels: list[Panel], overlaps: list[Overlap]) -> Figure:
     """Labels that two methods both bought, of the first query and of all."""
-    side = 0.27 * max(len(panel.methods) for panel in panels) + 0.95
-    figure, axes = plt.subplots(
-        len(panels), 2, figsize=(WIDTH, max(side, 1.6) * len(panels)), squeeze=False, layout="constrained"
-    )
+    figure, axes = _sides(max(len(panel.methods) for panel in panels), len(panels))
     for row, panel, overlap in zip(axes, panels, overlaps, strict=True):
         labels = [style.method_label(method) for method in panel.methods]
         sides = (
@@ -85,27 +83,37 @@ def draw_overlap(panels: list[Panel], overlaps: list[Overlap]) -> Figure:
         )
         for k, (matrix, title) in enumerate(sides):
             others = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
-            _pairs(row[k], others, labels if k == 0 else None, labels, ".0f", 100)
+            _pairs(row[k], others, labels, labels, ".0f", 100)
             row[k].set_title(title)
     return figure
 
 
 def draw_penalties(matrices: list[np.ndarray], titles: list[str], methods: list[str], settings: int) -> Figure:
-    """Pairwise penalty matrices side by side, with the mean of each column below it (lower is better)."""
-    side = 0.36 * len(methods) + 1.5
-    figure, axes = plt.subplots(1, len(matrices), figsize=(WIDTH, max(side, 2.2)), squeeze=False, layout="constrained")
+    """Pairwise penalty matrices, with the mean of each column below it (lower is better)."""
+    figure, axes = _sides(len(methods), 1)
     labels = [style.method_label(method) for method in methods]
     for k, (matrix, title) in enumerate(zip(matrices, titles, strict=True)):
         beaten = matrix.sum(axis=0, keepdims=True) / (len(methods) - 1)
         whole = np.vstack([np.where(np.eye(len(methods), dtype=bool), np.nan, matrix), beaten])
-        _pairs(axes[0, k], whole, [*labels, "beaten, mean"] if k == 0 else None, labels, ".2f", settings)
+        _pairs(axes[0, k], whole, [*labels, "beaten, mean"], labels, ".2f", settings)
         axes[0, k].axhline(len(methods), color="white", lw=4)
         axes[0, k].set_title(title)
     return figure
 
 
-def _pairs(axes: Axes, matrix: np.ndarray, left: list[str] | None, below: list[str], form: str, top: float) -> None:
-    small = matrix.shape[1] > 8
+def _sides(methods: int, rows: int) -> tuple[Figure, Any]:
+    """Axes (rows, 2) for two matrices a row, which stand below each other where there are many methods."""
+    beside = methods <= BESIDE
+    height = 0.27 * methods + (1.2 if beside else 1.7)
+    shape, size = ((rows, 2), (WIDTH, height * rows)) if beside else ((2 * rows, 1), (WIDTH, 2 * height * rows))
+    figure, axes = plt.subplots(
+        *shape, figsize=size, squeeze=False, sharey="row" if beside else False, layout="constrained"
+    )
+    return figure, axes.reshape(rows, 2)
+
+
+def _pairs(axes: Axes, matrix: np.ndarray, left: list[str], below: list[str], form: str, top: float) -> None:
+    small = 8 < matrix.shape[1] <= BESIDE
     texts = np.array([[f"{value:{form}}" if value else "0" for value in row] for row in matrix])
     sns.heatmap(
         matrix,
@@ -119,7 +127,7 @@ def _pairs(axes: Axes, matrix: np.ndarray, left: list[str] | None, below: list[s
         linewidths=0.6,
         annot_kws={"size": 5.2 if small else 6.6},
         xticklabels=below,
-        yticklabels=left or False,
+        yticklabels=left,
     )
     axes.grid(False)
     axes.set_facecolor("#eceff1")
@@ -130,12 +138,12 @@ def _pairs(axes: Axes, matrix: np.ndarray, left: list[str] | None, below: list[s
 
 def draw_maps(panel: Panel, maps: list[FeatureMap]) -> Figure:
     """A round's features on two axes: unlabelled, labelled and queried images, as the paper's Figure 1."""
-    figure, all_axes = grid(len(maps), height=2.9)
     looks: list[tuple[int, str, dict[str, Any]]] = [
         (UNLABELLED, "unlabelled", {"s": 5, "color": "#B8BEC4", "marker": "o", "alpha": 0.5, "lw": 0}),
         (LABELLED, "labelled", {"s": 14, "color": "#0072B2", "marker": "s", "lw": 0.3, "edgecolor": "white"}),
         (QUERIED, "queried", {"s": 18, "color": "#D55E00", "marker": "^", "lw": 0.4, "edgecolor": "white"}),
     ]
+    figure, all_axes = grid(len(maps), len(looks), height=2.9)
     for axes, drawn in zip(all_axes, maps, strict=True):
         for state, _, look in looks:
             chosen = drawn.points[drawn.state == state]

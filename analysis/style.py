@@ -10,8 +10,9 @@ import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-Marker = str | tuple[int, int, int]  # matplotlib's code, or (points, 1 for a star, degrees)
+Marker = Any  # matplotlib's code, or (points, 1 for a star, degrees)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,20 @@ from typing import Any
 import numpy as np
 import yaml
 
+from analysis import curves, panels
+from analysis.load import Runs, load
 from mal import results
+
+
+def read(runs: Path, *names: str) -> tuple[Runs, list[panels.Panel]]:
+    """The rounds of the named sweeps (default: `sweep`) and their panels."""
+    loaded = load(runs, names or ("sweep",))
+    return loaded, panels.panels_of(loaded.rounds)
+
+
+def run(*arguments: object) -> int:
+    """The exit status of `python analysis/curves.py ARGUMENTS`, in this process."""
+    return curves.main([str(argument) for argument in arguments])
 
 
 def write_chain(
