@@ -223,9 +223,7 @@ def _check_keys(overrides: Sequence[str]) -> None:
     if not values:
         return
     known = set(_keys(compose("config", overrides=chosen)))
-    for method in choices("method"):
-        if any(key.startswith("method.") and key not in known for key in values):
-            known |= set(_keys(compose("config", overrides=[*chosen, f"method={method}"])))
+    known |= {f"method.{key}" for method in choices("method") for key in _method_section(method)}
     for key in values:
         if key not in known:
             hint = nearest(key, [*known, *GROUPS]) or "."
