@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pickle
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def _read_idx(folder: Path, stem: str, dimensions: int) -> np.ndarray:
         raise ValueError(f"{folder / stem}[.gz] is missing; it belongs to fashion_mnist's four idx files.")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}): it is cut or damaged; fetch it again.") from None
     header = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
