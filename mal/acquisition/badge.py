@@ -17,6 +17,7 @@ from mal.acquisition.checks import (
     check_probabilities,
     report,
     squared_norms,
+    threads_that_pay,
 )
 
 MODES = ("rejection", "exact")
@@ -60,7 +61,8 @@ def badge(
     picks_B = np.empty(budget, dtype=np.int64)
     picks_B[0] = np.argmax(embeddings.norms)
     if budget > 1:
-        (_exact if mode == "exact" else _rejection)(embeddings, picks_B, rng, progress)
+        with threads_that_pay(probabilities.size + features.size):
+            (_exact if mode == "exact" else _rejection)(embeddings, picks_B, rng, progress)
     return picks_B
 
 

@@ -7,9 +7,8 @@ normalised: nothing underflows, however large the batch.
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
-from mal.acquisition.checks import Indices, Progress, check_budget, check_probabilities, report
+from mal.acquisition.checks import Indices, Progress, check_budget, check_probabilities, report, threads_that_pay
 from mal.acquisition.ranking import top_b
 
 Array = NDArray[np.float64]
@@ -45,8 +44,7 @@ def batchbald(
     budget = check_budget(budget, len(probabilities))
     if configurations < 1:
         raise ValueError(f"configurations={configurations}: must be 1 or more")
-    # The products are small: BLAS threads would wait for each other longer than they work.
-    with threadpool_limits(1, user_api="blas"):
+    with threads_that_pay(configurations * probabilities.shape[2]):
         return _greedy(probabilities, budget, _Posterior(probabilities.shape[1], configurations, rng), lazy, progress)
 
 

@@ -1,6 +1,8 @@
 """What every acquisition asks of its arguments, so that all refuse the same things in the same words."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,3 +65,13 @@ def report(progress: Progress | None, done: int, total: int) -> None:
     """Call `progress` where there is one."""
     if progress is not None:
         progress(done, total)
+
+
+def threads_that_pay(numbers: int) -> AbstractContextManager[Any]:
+    """One BLAS thread where the matrices of each step hold fewer than 2**25 numbers, else as many as are set.
+
+    Threads of small products wait for each other longer than they work, and far longer on cores that others use too.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas") if numbers < 2**25 else nullcontext()
