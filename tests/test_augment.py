@@ -1,0 +1,108 @@
+"""Augmentation and normalisation of whole batches."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from chains import CPU, made_up_images, plain_augmentation
+
+from mal.config import Dataset as Spec
+from mal.config import compose_sweep
+from mal.data.augment import Augmentation, build_augmentation, pixel_statistics
+from mal.data.loader import MemoryLoader
+
+
+@cache
+def spec(*overrides: str) -> Spec:
+    (config,) = compose_sweep(["methods=[random]", "seeds=1", "initial=1", "budget=1", *overrides]).chains
+    return config.dataset
+
+
+# ------------------------------------------------------------------------- augmentation
+
+
+IMAGES = torch.from_numpy(made_up_images(64, 3, 8))
+
+
+def test_training_flips_about_half_of_the_images_and_nothing_else() -> None:
+    out = plain_augmentation(flip=True).train(IMAGES, (0, "task", 0)) * 255
+    same = [torch.equal(a.round(), b.float()) for a, b in zip(out, IMAGES, strict=True)]
+    mirrored = [torch.equal(a.round(), b.flip(-1).float()) for a, b in zip(out, IMAGES, strict=True)]
+    assert all(a != b for a, b in zip(same, mirrored, strict=True))
+    assert 20 <= sum(mirrored) <= 44
+
+
+def test_without_flip_training_images_are_as_they_are() -> None:
+    assert torch.equal(plain_augmentation().train(IMAGES, (0,)), IMAGES.float() / 255)
+
+
+@pytest.mark.parametrize("changes", [{"flip": True}, {"flip": True, "pad_crop": 2}, {"flip": True, "crop": 5}])
+def test_augmentation_is_a_function_of_the_step_and_evaluation_has_none(changes: dict[str, Any]) -> None:
+    augmentation = plain_augmentation(**changes)
+    first, again, other = (augmentation.train(IMAGES, (0, "task", t)) for t in (4, 4, 5))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    size = changes.get("crop", 8)
+    at = (8 - size) // 2
+    centre = IMAGES[:, :, at : at + size, at : at + size].float() / 255
+    assert torch.equal(augmentation.evaluate(IMAGES), centre)
+    assert first.shape == centre.shape
+
+
+def test_an_image_is_augmented_alike_whatever_its_neighbours_are() -> None:
+    augmentation = plain_augmentation(flip=True, pad_crop=2)
+    changed = IMAGES.clone()
+    changed[1:] = 0
+    assert torch.equal(augmentation.train(IMAGES, (1,))[0], augmentation.train(changed, (1,))[0])
+
+
+@pytest.mark.parametrize(("crop", "pad"), [(None, 2), (5, 0), (6, 3), (8, 0)])
+def test_crops_are_windows_of_the_padded_image_and_reach_every_corner(crop: int | None, pad: int) -> None:
+    size = crop or 8
+    out = (plain_augmentation(crop=crop, pad_crop=pad).train(IMAGES, (2,)) * 255).round()
+    padded = F.pad(IMAGES, (pad,) * 4).float()
+    room = 8 + 2 * pad - size + 1
+    corners = set()
+    for image, whole in zip(out, padded, strict=True):
+        places = [
+            (y, x) for y in range(room) for x in range(room) if torch.equal(image, whole[:, y : y + size, x : x + size])
+        ]
+        assert len(places) >= 1
+        corners.add(places[0])
+    assert {y for y, _ in corners} == set(range(room))
+    assert {x for _, x in corners} == set(range(room))
+
+
+def test_normalised_pools_have_mean_0_and_deviation_1_by_channel() -> None:
+    images = made_up_images(50, 3, 32)
+    images[:, 1] //= 3
+    pool = np.arange(0, 50, 2)
+    settings = spec("dataset=cifar100", "dataset.flip=false")
+    augmentation = build_augmentation(settings, images, pool, CPU.torch)
+    out = augmentation.evaluate(torch.from_numpy(images[pool]))
+    assert out.mean(dim=(0, 2, 3)).abs().max() < 1e-5
+    assert (out.std(dim=(0, 2, 3), correction=0) - 1).abs().max() < 1e-5
+    assert out.dtype == torch.float32
+    mean, std = pixel_statistics(images)
+    assert mean == pytest.approx((images / 255).mean(axis=(0, 2, 3)), rel=1e-12)
+    assert std == pytest.approx((images / 255).std(axis=(0, 2, 3)), rel=1e-12)
+
+
+def test_a_constant_channel_does_not_divide_by_zero() -> None:
+    augmentation: Augmentation = build_augmentation(
+        spec("dataset=digits"), np.full((4, 1, 8, 8), 7, np.uint8), np.arange(4), CPU.torch
+    )
+    assert torch.isfinite(augmentation.evaluate(torch.full((1, 1, 8, 8), 7, dtype=torch.uint8))).all()
+
+
+def test_augmenting_leaves_the_pool_as_it_was() -> None:
+    images = made_up_images(10)
+    loader = MemoryLoader(images, np.zeros(10, dtype=np.int64), CPU.torch)
+    before = images.copy()
+    plain_augmentation(flip=True, pad_crop=1).train(loader.load(np.arange(10)).images, (0,))
+    plain_augmentation().evaluate(loader.load(np.arange(10)).images)
+    assert np.array_equal(images, before)
+    assert np.array_equal(loader.load(np.arange(10)).images.numpy(), before)
