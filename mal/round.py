@@ -15,8 +15,6 @@ import os
 import platform
 import resource
 import socket
-import subprocess
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from mal.methods import METHODS, Method, Setting
 from mal.models.heads import TaskModel
 from mal.pool import Ledger, State, check_query, initial_labelled, unlabelled
 from mal.progress import Progress, now
+from mal.provenance import git_state
 from mal.scan import Scanner
 from mal.task import Evaluation, evaluate, train_task_model
 from mal.training import Trainer
@@ -169,21 +168,6 @@ class Rounds:
             "started": progress.started,
             "finished": now(),
         }
-
-
-@cache
-def git_state() -> tuple[str | None, bool | None]:
-    """The commit of the code that runs and whether it was changed since; None where git does not know."""
-    folder = Path(__file__).resolve().parent
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return commit, bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-
-
-def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _peak_device_mib(device: torch.device) -> int | None:

@@ -35,6 +35,16 @@ def has_slurm() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def slurm_answers() -> bool:
+    """Whether a Slurm controller answers here; a fraction of a second where there is none."""
+    if not has_slurm():
+        return False
+    try:
+        return "UP" in call("scontrol", "ping", attempts=1)
+    except SlurmError:
+        return False
+
+
 def call(*command: str, text: str | None = None, attempts: int = 3, wait_s: float = 2.0) -> str:
     """Standard output of a Slurm command given `text` on standard input; tried again while the controller is silent.
 

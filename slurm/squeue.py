@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,9 +26,15 @@ _COLUMNS = {
     "user": "%u",
     "partition": "%P",
     "submitted": "%V",
+    "comment": "%k",
 }
 _NAME = re.compile(r"mal:(?P<sweep>[^:]+):(?P<method>[^:]+):s(?P<seed>\d+):(?P<runs>[0-9a-f]{6})")
+_PACK = re.compile(r"mal:(?P<sweep>[^:]+):pack:[0-9a-f]{8}:(?P<runs>[0-9a-f]{6})")
+_COMMENT = re.compile(r"until=(?P<until>\d+) (?P<chains>\S+)")
 WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+OVER = frozenset(
+    {"COMPLETING", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"}
+)
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,23 @@ class Job:
     user: str
     partition: str
     submitted: datetime | None
+    comment: str = ""
 
     @property
     def waiting(self) -> bool:
         """In the queue, and on no node."""
         return self.state in WAITING
+
+    @property
+    def alive(self) -> bool:
+        """Whether it may still do work: COMPLETING is the cleaning up after a job."""
+        return self.state not in OVER
+
+    @property
+    def until(self) -> int:
+        """The rounds that a chain's job commits, by its comment; 0 for other jobs."""
+        match = _COMMENT.fullmatch(self.comment)
+        return int(match["until"]) if match else 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,17 @@ def job_name(sweep: str, method: str, seed: int, runs: Path | str) -> str:
     return name
 
 
+def pack_name(sweep: str, chains: Sequence[str], runs: Path | str) -> str:
+    """The name of jobs that run several chains (METHOD/seed-S each): mal:SWEEP:pack:HASH:HASH."""
+    digest = hashlib.sha256(",".join(chains).encode()).hexdigest()[:8]
+    return f"mal:{sweep}:pack:{digest}:{runs_hash(runs)}"
+
+
+def job_comment(chains: Sequence[str], until: int) -> str:
+    """What a job's comment tells about it: how far, and which chains (METHOD/seed-S)."""
+    return f"until={until} {','.join(chains)}"
+
+
 def parse_job_name(name: str) -> ChainName | None:
     """The chain that a job's name stands for; None for jobs of anything else."""
     match = _NAME.fullmatch(name)
@@ -99,13 +128,27 @@ def read_queue(job_ids: Iterable[int] = ()) -> list[Job]:
 
 
 def by_chain(jobs: Iterable[Job], sweep: str, runs: Path | str) -> dict[tuple[str, int], list[Job]]:
-    """(method, seed) -> that chain's jobs, in the order given, for one sweep under one runs folder."""
+    """(method, seed) -> that chain's jobs, in the order given, for one sweep under one runs folder.
+
+    A job that runs several chains stands under each of them.
+    """
     chains: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
-        chain = parse_job_name(job.name)
-        if chain is not None and (chain.sweep, chain.runs_hash) == (sweep, runs_hash(runs)):
-            chains.setdefault((chain.method, chain.seed), []).append(job)
+        for chain in chains_of(job):
+            if (chain.sweep, chain.runs_hash) == (sweep, runs_hash(runs)):
+                chains.setdefault((chain.method, chain.seed), []).append(job)
     return chains
+
+
+def chains_of(job: Job) -> list[ChainName]:
+    """The chains that a job works on: none for jobs of anything else."""
+    if chain := parse_job_name(job.name):
+        return [chain]
+    pack, comment = _PACK.fullmatch(job.name), _COMMENT.fullmatch(job.comment)
+    if not pack or not comment:
+        return []
+    members = [name.rsplit("/seed-", 1) for name in comment["chains"].split(",")]
+    return [ChainName(pack["sweep"], method, int(seed), pack["runs"]) for method, seed in members]
 
 
 def _parse(line: str) -> Job:
@@ -121,6 +164,7 @@ def _parse(line: str) -> Job:
         user=values["user"],
         partition=values["partition"],
         submitted=_time(values["submitted"]),
+        comment="" if values["comment"] == "(null)" else values["comment"],
     )
 
 
