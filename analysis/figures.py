@@ -54,6 +54,7 @@ def use_theme() -> None:
 def save(figure: Figure, stem: Path, dpi: int) -> None:
     """STEM.png (at `dpi`) and STEM.pdf, without dates, so that the same runs give the same files."""
     figure.savefig(stem.with_suffix(".png"), dpi=dpi, metadata={"Software": None})
+    figure.set_layout_engine("none")  # laid out above; doing it again takes a quarter of the time
     figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
     plt.close(figure)
 
