@@ -100,10 +100,14 @@ def is_committed(folder: Path) -> bool:
 
 
 def committed_rounds(chain: Path) -> int:
-    """How many rounds of the chain are committed, counted from round 0 without a gap."""
+    """How many rounds of the chain are committed, from round 0; `DamagedRun` where one of them is missing."""
+    committed = [is_committed(folder) for folder in round_folders(chain)]
     number = 0
     while is_committed(round_folder(chain, number)):
         number += 1
+    if sum(committed) > number:
+        missing = round_folder(chain, number) / COMMITTED
+        raise DamagedRun(f"{missing} is missing, although a round after it was committed; it was removed.")
     return number
 
 
@@ -220,15 +224,16 @@ def read_round(folder: Path) -> Round:
 def verify_hashes(folder: Path) -> dict[str, str]:
     """Compare each file of a committed round with the hash in COMMITTED; the hashes by name, or `DamagedRun`."""
     committed = read_json(folder / COMMITTED)
-    if not isinstance(committed, dict) or committed.get("format") != FORMAT or LABELED not in committed.get("files", {}):
+    files = committed.get("files") if isinstance(committed, dict) and committed.get("format") == FORMAT else None
+    if not isinstance(files, dict) or LABELED not in files:
         raise DamagedRun(f"{folder / COMMITTED} is not a commit of format {FORMAT}; it was edited or cut.")
-    for name, expected in committed["files"].items():
+    for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             raise DamagedRun(f"{path} is missing, although its round was committed.")
         if (found := sha256_file(path)) != expected:
             raise DamagedRun(f"{path} is not the file that was committed: SHA-256 {found[:12]}, not {expected[:12]}.")
-    return committed["files"]
+    return files
 
 
 def _sync_folder(folder: Path) -> None:
