@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from chains import CPU, chain_config
 from torch import Tensor, nn
 
-from chains import CPU, chain_config
 from mal.config import Minimax
 from mal.minimax import EPSILON, MinimaxObjective, Networks, build_networks, discriminator_loss, entropy
 from mal.training import Inputs
