@@ -31,8 +31,8 @@ class Profile:
     gpus_per_node: None means one where the partition has GPUs. tasks_per_node: processes of torch.distributed; None
     means one for each GPU, at least one. time: minutes by dataset, with `default` for the others; a number for a whole
     round or a number for each phase, which are added up. pack: chains that share one job. signal_lead_s: how long
-    before the time limit a job is told. max_jobs: most jobs that a launch leaves in the queue. sbatch: further options
-    by their long names.
+    before the time limit a job is told. hang_minutes: a round silent for so long is killed and requeued. max_jobs: most
+    jobs that a launch leaves in the queue. sbatch: further options by their long names.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Profile:
     setup: tuple[str, ...] = ()
     pack: int = 1
     signal_lead_s: int = 120
+    hang_minutes: float = 60
     max_jobs: int | None = None
     sbatch: Mapping[str, Any] = field(default_factory=dict)
 
@@ -154,8 +155,7 @@ def submitit_parameters(profile: Profile, dataset: str, job_name: str) -> dict[s
         "signal_delay_s": profile.signal_lead_s,
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own would be refused where keys are registered
-        # srun has not taken this from sbatch since Slurm 22.05
-        "srun_args": [f"--cpus-per-task={profile.cpus_per_task}"],
+        "use_srun": False,  # the job starts srun itself, and outlives it
         "additional_parameters": {"requeue": True, "open-mode": "append", **profile.sbatch},
         **{key: value for key, value in chosen.items() if value is not None},
     }
@@ -179,6 +179,8 @@ def _check_numbers(profile: Profile) -> None:
         value = getattr(profile, key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
             raise ValueError(f"cluster.{key}={value}: a whole number from {low} is allowed.")
+    if not (_is_number(profile.hang_minutes) and profile.hang_minutes > 0):
+        raise ValueError(f"cluster.hang_minutes={profile.hang_minutes}: a number above 0 is allowed (minutes).")
     if profile.mem_gb is not None and not (_is_number(profile.mem_gb) and profile.mem_gb > 0):
         raise ValueError(f"cluster.mem_gb={profile.mem_gb}: a number above 0 is allowed (GB a node), or null.")
     if profile.pack > 1 and (profile.nodes > 1 or profile.tasks > 1):

@@ -21,14 +21,30 @@ def main(arguments: list[str]) -> int:
         print(help_text())
         return 0
     try:
-        return launch(compose_sweep(arguments))
+        return launch(compose_sweep(choose_cluster(arguments)))
     except ValueError as error:
         print(f"launch.py: {error}", file=sys.stderr)
         return EXIT_USAGE
 
 
+def choose_cluster(arguments: list[str]) -> list[str]:
+    """The arguments with cluster=auto settled: Slurm where it answers, unless a number of local workers is given."""
+    chosen = [a for a in arguments if a.startswith(("cluster=", "cluster.workers="))]
+    if chosen not in ([], ["cluster=auto"]):
+        return arguments
+    from slurm.client import slurm_answers
+
+    if not slurm_answers():
+        return arguments
+    return [*(a for a in arguments if a not in chosen), "cluster=slurm"]
+
+
 def launch(sweep: Sweep) -> int:
     """Reconcile, say what will happen, and do it."""
+    if sweep.cluster["kind"] == "slurm":
+        from sweeps.submitting import launch_on_slurm
+
+        return launch_on_slurm(sweep)
     from sweeps.local import run_local, worker_count
     from sweeps.plan import check_data, freeze, reconcile, share_threads
     from sweeps.table import Board
@@ -41,7 +57,9 @@ def launch(sweep: Sweep) -> int:
     for plan in plans:
         print(f"{plan.name:<28} {plan.committed}/{plan.target} rounds committed, {plan.note}")
     rounds = sum(plan.target - plan.committed for plan in to_run)
-    print(f"{sweep.name}: {len(to_run)} of {len(plans)} chains to run, {rounds} rounds, {workers} at a time", flush=True)
+    print(
+        f"{sweep.name}: {len(to_run)} of {len(plans)} chains to run, {rounds} rounds, {workers} at a time", flush=True
+    )
     if sweep.dry_run:
         return 0
     freeze(plans)
@@ -62,7 +80,10 @@ def help_text() -> str:
             lines.append(f"{key:<20}{'  '.join(names)}")
     _, _, keys = (CONF / "config.yaml").read_text().partition("# -- ")
     lines += ["", "Every key, with its default (??? is set by the dataset's file):", "", f"# -- {keys.rstrip()}"]
-    lines += ["", "A dataset's, backbone's or method's own keys: dataset.KEY, backbone.KEY, method.KEY, in mal/conf/*/NAME.yaml."]
+    lines += [
+        "",
+        "A dataset's, backbone's or method's own keys: dataset.KEY, backbone.KEY, method.KEY, in mal/conf/*/NAME.yaml.",
+    ]
     return "\n".join(lines)
 
 

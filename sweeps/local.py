@@ -84,7 +84,12 @@ def _start(row: Row, slot: int, devices: list[str]) -> Worker:
         start = output.tell()
         # A session of its own: Ctrl-C reaches the launcher alone, which asks the workers to save and leave.
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
         )
     row.status = "running"
     return Worker(row, process, slot, start)

@@ -96,10 +96,14 @@ def check_storage(runs: Path) -> None:
         results.write_atomic(probe, b"x")
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"runs={runs} cannot be written to ({error.strerror}): choose another folder with runs=.") from None
+        raise ValueError(
+            f"runs={runs} cannot be written to ({error.strerror}): choose another folder with runs=."
+        ) from None
     free = shutil.disk_usage(runs).free // 2**20
     if free < MINIMUM_FREE_MIB:
-        raise ValueError(f"runs={runs} has {free} MiB free, less than {MINIMUM_FREE_MIB}: free some or set runs= elsewhere.")
+        raise ValueError(
+            f"runs={runs} has {free} MiB free, less than {MINIMUM_FREE_MIB}: free some or set runs= elsewhere."
+        )
 
 
 def check_data(plans: list[ChainPlan]) -> None:
@@ -160,5 +164,3 @@ def _state(folder: Path, committed: int, target: int, retry: bool) -> tuple[Stat
         return State.PART, f"failed in round {committed} before, runs it again"
     begun = read_progress(results.round_folder(folder, committed)) is not None
     return State.PART, f"continues {'in' if begun else 'with'} round {committed}"
-
-

@@ -167,5 +167,5 @@ def test_slurm_gives_a_job_what_the_profile_asks_for(cluster: LocalSlurm, tmp_pa
     for line in ("--dependency=singleton", "--signal=USR2@90", "--open-mode=append", "--requeue"):
         assert f"#SBATCH {line}\n" in script
     assert "\nexport FROM_SETUP=1\n" in script
-    assert "srun --unbuffered" in script
-    assert "--cpus-per-task=2 " in script
+    assert "#SBATCH --cpus-per-task=2\n" in script
+    assert "srun" not in script

@@ -1,0 +1,176 @@
+"""What happened to the jobs of a chain, CHAIN/slurm/attempts.jsonl, and how often each cause is tried again.
+
+An attempt is one stay of a job on its nodes. Its first line is written when it starts, its last when it ends by itself;
+one that was cut off (a preemption without grace, a lost node) is judged by the attempt after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mal import results
+from mal.progress import now, read_progress
+
+FOLDER = "slurm"
+ATTEMPTS = "attempts.jsonl"
+# How many attempts in a row may end so without having saved anything, before a person must look; None: any number.
+# What saved something may always go on, whatever ended it, except an error of the code, which is never tried again.
+BUDGETS: dict[str, int | None] = {
+    "preempted": None,
+    "timeout": 0,
+    "out of memory": 1,
+    "hung": 2,
+    "killed": 3,
+    "died": 3,
+}
+ADVICE = {
+    "timeout": "Raise cluster.time, or lower checkpoint_minutes.",
+    "out of memory": "Raise cluster.mem_gb, or lower the batch sizes.",
+    "hung": "Raise cluster.hang_minutes if a phase is rightly silent for so long.",
+}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One stay of a job on its nodes.
+
+    cause: done, error, locked, stopped (cancelled, or requeued from outside), a key of BUDGETS; "" while it runs or
+    where it was cut off. saved: whether a checkpoint or a commit was written. seconds: until its end or last sign of
+    life; lost: those of them whose work was not saved. gpus: over all nodes.
+    """
+
+    job: int
+    restart: int
+    started: float
+    gpus: int
+    cause: str
+    saved: bool
+    seconds: float
+    lost: float
+    ended: bool
+
+
+def read_attempts(chain: Path) -> list[Attempt]:
+    """The attempts of a chain, oldest first."""
+    try:
+        lines = (chain / FOLDER / ATTEMPTS).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    starts: list[dict[str, Any]] = []
+    ends: dict[tuple[int, int, float], dict[str, Any]] = {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # cut by a full disk or a crash
+        if entry["event"] == "start":
+            starts.append(entry)
+        else:
+            ends[_key(entry)] = entry
+    lives = [entry.get("before") for entry in starts[1:]] + [_life(chain, starts[-1]["started"]) if starts else None]
+    return [_attempt(start, ends.get(_key(start)), life) for start, life in zip(starts, lives, strict=False)]
+
+
+def write_start(chain: Path, job: int, restart: int, gpus: int) -> float:
+    """Note that an attempt begins; its start, which names it together with job and restart."""
+    started = time.time()
+    before = read_attempts(chain)
+    note = {"event": "start", "job": job, "restart": restart, "started": started, "gpus": gpus}
+    if before and not before[-1].ended:  # the heartbeat is overwritten soon
+        note["before"] = _life(chain, before[-1].started)
+    _append(chain, note)
+    return started
+
+
+def write_end(chain: Path, job: int, restart: int, started: float, cause: str) -> None:
+    """Note how an attempt ended."""
+    note = {"event": "end", "job": job, "restart": restart, "started": started, "cause": cause}
+    _append(chain, note | _life(chain, started) | {"ended": time.time()})
+
+
+def saved_since(chain: Path, moment: float) -> bool:
+    """Whether a checkpoint or a commit of the chain is younger than `moment`."""
+    return _last_save(chain) > moment
+
+
+def may_go_on(cause: str, attempts: Sequence[Attempt]) -> bool:
+    """Whether a chain whose last attempt ended by `cause` is to be tried again; attempts: including that one."""
+    budget = BUDGETS[cause]
+    if budget is None:
+        return True
+    fruitless = 0
+    for attempt in reversed(attempts):
+        if attempt.saved or attempt.cause != cause:
+            break
+        fruitless += 1
+    return fruitless <= budget
+
+
+def give_up(chain: Path, cause: str, tail: Sequence[str]) -> None:
+    """Record in the round's folder that a person must look, as for an error; `tail`: the last lines of the log."""
+    number = results.committed_rounds(chain)
+    error = f"Round {number} was given up: {cause} {(BUDGETS[cause] or 0) + 1} times without anything saved between."
+    note = {"error": " ".join([error, ADVICE.get(cause, "")]).strip(), "traceback": "\n".join(tail), "time": now()}
+    results.write_json(results.round_folder(chain, number) / results.FAILED, note)
+
+
+def _key(entry: dict[str, Any]) -> tuple[int, int, float]:
+    return int(entry["job"]), int(entry["restart"]), float(entry["started"])
+
+
+def _attempt(start: dict[str, Any], end: dict[str, Any] | None, seen: dict[str, Any] | None) -> Attempt:
+    life = end or seen or {}
+    until = float(life.get("ended") or life.get("alive") or start["started"])
+    saved = float(life.get("saved") or 0.0)
+    seconds = max(0.0, until - start["started"])
+    done = str(life.get("cause", "")) == "done"
+    lost = 0.0 if done else min(seconds, max(0.0, until - max(saved, start["started"])))
+    return Attempt(
+        job=int(start["job"]),
+        restart=int(start["restart"]),
+        started=float(start["started"]),
+        gpus=int(start["gpus"]),
+        cause=str(life.get("cause", "")),
+        saved=saved > start["started"],
+        seconds=seconds,
+        lost=lost,
+        ended=end is not None,
+    )
+
+
+def _life(chain: Path, started: float) -> dict[str, Any]:
+    heartbeat = read_progress(results.round_folder(chain, results.committed_rounds(chain))) or {}
+    saved = _last_save(chain)
+    return {"alive": max(started, saved, float(heartbeat.get("updated", 0.0))), "saved": saved}
+
+
+def _last_save(chain: Path) -> float:
+    number = results.committed_rounds(chain)
+    folder = results.round_folder(chain, number) / results.CHECKPOINT
+    files = list(folder.rglob("*.ckpt"))
+    if number:
+        files.append(results.round_folder(chain, number - 1) / results.COMMITTED)
+    return max((_modified(path) for path in files), default=0.0)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # dropped at the commit meanwhile
+        return 0.0
+
+
+def _append(chain: Path, note: dict[str, Any]) -> None:
+    folder = chain / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ATTEMPTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, json.dumps(note).encode() + b"\n")
+    finally:
+        os.close(handle)
