@@ -80,8 +80,9 @@ class _Embeddings(NamedTuple):
         labels_N = probabilities_NK.argmax(axis=1)
         feature_norms_N = squared_norms(features_ND, "features")
         norms_N = np.empty(len(labels_N))
-        for start in range(0, len(labels_N), 4096):
-            rows = slice(start, start + 4096)
+        step = max(1, 2**17 // probabilities_NK.shape[1])
+        for start in range(0, len(labels_N), step):
+            rows = slice(start, start + step)
             errors_RK = _errors(probabilities_NK[rows], labels_N[rows])
             norms_N[rows] = np.einsum("rk,rk->r", errors_RK, errors_RK) * feature_norms_N[rows]
         return cls(probabilities_NK, features_ND, labels_N, feature_norms_N, norms_N)

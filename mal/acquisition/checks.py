@@ -31,9 +31,13 @@ def check_features(features: ArrayLike, name: str, width: int | None = None) -> 
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def squared_norms(features_ND: NDArray[np.float32], name: str, block: int = 8192) -> NDArray[np.float64]:
+_NUMBERS = 2**17  # of a block in float64: 1 MiB, reused by the allocator and kept in the cache
+
+
+def squared_norms(features_ND: NDArray[np.float32], name: str) -> NDArray[np.float64]:
     """Squared lengths (N,) in float64, computed in blocks; ValueError for NaN, infinity or lengths above 1e18."""
     norms = np.empty(len(features_ND), dtype=np.float64)
+    block = max(1, _NUMBERS // features_ND.shape[1])
     for start in range(0, len(features_ND), block):
         rows = features_ND[start : start + block].astype(np.float64)
         norms[start : start + block] = np.einsum("nd,nd->n", rows, rows)
@@ -53,8 +57,9 @@ def check_probabilities(probabilities: ArrayLike, name: str, ndim: int) -> NDArr
         raise ValueError(f"{name} has dtype {array.dtype}: must be floating point")
     if array.ndim != ndim or array.shape[-1] == 0:
         raise ValueError(f"{name} has shape {array.shape}: must have {ndim} axes, the last one the classes")
-    for start in range(0, len(array), 8192):
-        block = array[start : start + 8192]
+    rows = max(1, _NUMBERS // (array[:1].size or 1))
+    for start in range(0, len(array), rows):
+        block = array[start : start + rows]
         sums = block.sum(axis=-1, dtype=np.float64)
         if not (np.all(np.abs(sums - 1) < 1e-3) and np.all(block >= 0)):
             raise ValueError(f"{name} has rows that are no probabilities: must be >= 0 and sum to 1 (logits given?)")
