@@ -88,4 +88,6 @@ class MAL(Method):
         rule = self.setting.config.method["query"]
         if rule == "random":
             return self.setting.random("query").permutation(len(self.setting.unlabelled))[:budget]
+        if any(np.isnan(values).any() for values in scores.values()):
+            raise ValueError("Scores of MAL are NaN: F, C or D diverged. Lower minimax.lr_f, lr_c or lr_d.")
         return RULES[rule](scores["entropy"], scores["labelledness"], budget)
