@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,12 @@ def threads_that_pay(numbers: int) -> AbstractContextManager[Any]:
 
     Threads of small products wait for each other longer than they work, and far longer on cores that others use too.
     """
-    from threadpoolctl import threadpool_limits
+    return _blas().limit(limits=1, user_api="blas") if numbers < 2**25 else nullcontext()
 
-    return threadpool_limits(1, user_api="blas") if numbers < 2**25 else nullcontext()
+
+@cache
+def _blas() -> Any:
+    """The process's thread pools: looking for them takes milliseconds, and numpy's BLAS is there from the start."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
