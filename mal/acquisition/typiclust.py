@@ -49,6 +49,7 @@ def typiclust(
 def k_means(points_PD: NDArray[np.float32], clusters: int, seed: int) -> Indices:
     """The cluster of each point, (P,): Lloyd's algorithm up to 50 clusters, mini-batches beyond, as the source does."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
 
     if clusters <= 1:
         return np.zeros(len(points_PD), dtype=np.int64)
@@ -56,7 +57,8 @@ def k_means(points_PD: NDArray[np.float32], clusters: int, seed: int) -> Indices
         model = KMeans(clusters, n_init=1, random_state=seed, copy_x=False)
     else:
         model = MiniBatchKMeans(clusters, n_init=1, random_state=seed, batch_size=5000)
-    return np.asarray(model.fit_predict(points_PD), dtype=np.int64)
+    with threadpool_limits(1):  # with more threads the order of their sums, and so the last bits, would vary
+        return np.asarray(model.fit_predict(points_PD), dtype=np.int64)
 
 
 def most_typical(

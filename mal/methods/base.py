@@ -59,7 +59,7 @@ class Method(ABC):
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
 
-    def fit(self) -> None:
+    def fit(self) -> None:  # noqa: B027 (may be left out)
         """Train what the method needs besides the task model; nothing by default."""
 
     @abstractmethod
