@@ -1,6 +1,7 @@
 """A chain of rounds, run up to a target: what a worker process and a Slurm job do.
 
     python -m mal.chain RUNS/NAME/METHOD/seed-S [--until N]
+    srun -n4 python -m mal.chain ...      # four processes share the work (mal/distributed.py), with one exit status
 
 The target is "the first N rounds are committed" (default: all of the configuration's). Exit status: 0 reached, also at
 once; 1 an error, recorded in the round's FAILED unless the storage failed; 75 interrupted, run it again; 76 another
@@ -15,6 +16,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from mal import results
 from mal.config import Chain, load_chain
+from mal.distributed import join, leave, tasks
 from mal.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
 from mal.progress import now, read_progress
 
@@ -79,25 +82,41 @@ def run_chain(chain: Path, until: int | None, interrupt: Interrupt) -> None:
     """
     config = load_chain(chain / results.CONFIG)
     target = config.rounds if until is None else min(until, config.rounds)
-    if results.committed_rounds(chain) >= target:
-        return
-    with locked(chain):
-        number = results.committed_rounds(chain)
-        try:
-            _refuse_failed(chain)
-            rounds = None
-            while (number := results.committed_rounds(chain)) < target:
-                interrupt.check()
-                rounds = rounds or _prepare(chain, config, interrupt)
-                rounds.run(number)
-        except (Interrupted, RoundFailed, OSError):
-            raise  # not an error of the code: the next run continues
-        except Exception as error:
-            _record(chain, number, error)
-            raise
-        for folder in results.round_folders(chain):
-            if results.is_committed(folder):
-                results.drop_working_state(folder)
+    agreed = (Interrupted, ChainLocked, RoundFailed)
+    with join(config.device != "cpu", config.collective_minutes, agreed) as world, contextlib.ExitStack() as held:
+        if world.once(lambda: results.committed_rounds(chain)) >= target:
+            return
+        interrupt.world = world
+        world.once(lambda: held.enter_context(locked(chain)))
+        _run_rounds(chain, config, target, interrupt)
+
+
+def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt) -> None:
+    world = interrupt.world
+
+    def committed() -> int:
+        return world.once(lambda: results.committed_rounds(chain))
+
+    number = committed()
+    try:
+        world.once(lambda: _refuse_failed(chain))
+        rounds = None
+        while (number := committed()) < target:
+            interrupt.check()
+            rounds = rounds or _prepare(chain, config, interrupt)
+            rounds.run(number)
+    except (Interrupted, RoundFailed, OSError):
+        raise  # not an error of the code: the next run continues
+    except Exception as error:
+        world.fail(error, partial(_record, chain, number, error))
+        raise
+    world.once(lambda: _clear_up(chain))
+
+
+def _clear_up(chain: Path) -> None:
+    for folder in results.round_folders(chain):
+        if results.is_committed(folder):
+            results.drop_working_state(folder)
 
 
 def _prepare(chain: Path, config: Chain, interrupt: Interrupt) -> Any:
@@ -106,8 +125,9 @@ def _prepare(chain: Path, config: Chain, interrupt: Interrupt) -> Any:
     from mal.device import prepare_device
     from mal.round import Rounds
 
-    device = prepare_device(config)
+    device = prepare_device(config, interrupt.world)
     dataset = load(config.dataset, Path(config.data), config.seed)
+    interrupt.world.same("The kind of device and the data", f"{device.torch}, pool {dataset.digest[:12]}")
     return Rounds(chain, config, dataset, device, interrupt)
 
 
@@ -132,7 +152,10 @@ def main() -> int:
     parser.add_argument("chain", type=Path, help="folder of the chain, RUNS/NAME/METHOD/seed-S")
     parser.add_argument("--until", type=int, default=None, help="how many rounds must be committed (default: all)")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    rank, size, _ = tasks()
+    who = f"[{rank}/{size}] " if size > 1 else ""
+    level = logging.WARNING if rank else logging.INFO
+    logging.basicConfig(level=level, format=f"%(asctime)s {who}%(message)s", stream=sys.stderr)
     interrupt = Interrupt()
     interrupt.install()
     try:
@@ -150,4 +173,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave(main()))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mal.distributed import ALONE, World
 from mal.results import write_atomic
 
 MAGIC = b"MAL checkpoint 1\n"
@@ -27,15 +28,15 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomic(path, b"".join((MAGIC, digest, b"\n", payload)))
 
 
-def load(path: Path, identity: str, device: torch.device) -> dict[str, Any] | None:
+def load(path: Path, identity: str, device: torch.device, world: World = ALONE) -> dict[str, Any] | None:
     """The state saved at `path`, or None where there is none to be believed.
 
     identity: what the state must have been saved for (its key "identity"). A checkpoint is working state: one that
     is cut, altered or of another configuration costs the time since the phase began, so it is reported and left out.
+    world: the processes that all get what rank 0 reads.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    content = world.once(lambda: path.read_bytes() if path.is_file() else None)
+    if content is None:
         return None
     head = len(MAGIC) + _DIGEST + 1
     payload = content[head:]

@@ -30,7 +30,10 @@ PAPER_METHODS = {
 }
 SWEEP_KEYS = ("methods", "seeds", "cluster", "dry_run", "retry")
 # Where and how a chain runs, not what it computes: left out of the fingerprint, free to differ between launches.
-PLACE_KEYS = ("name", "runs", "data", "rounds", "threads", "device", "checkpoint_minutes", "keep_model")
+PLACE_KEYS = (
+    *("name", "runs", "data", "rounds", "threads", "device", "keep_model"),
+    *("checkpoint_minutes", "collective_minutes"),
+)
 
 
 @dataclass
@@ -100,8 +103,10 @@ class Chain:
     loader: str
     device: str
     precision: str
+    sync_batch_norm: bool
     threads: int
     checkpoint_minutes: float
+    collective_minutes: float
     keep_model: bool
     dataset: Dataset
     backbone: dict[str, Any]
@@ -353,8 +358,8 @@ def _check_numbers(chain: Chain) -> None:
     values = _flat(asdict(chain))
     at_least = {"seed": 0, "rounds": 1, "initial": 1, "budget": 1, "threads": 0, "minimax.batch": 2, "task.batch": 2}
     at_least |= {"dataset.classes": 2, "dataset.minimum": 1, "dataset.pad_crop": 0}
-    above = ("minimax.epochs", "minimax.temperature", "minimax.lr_f", "minimax.lr_c", "minimax.lr_d")
-    above += ("task.epochs", "task.lr", "checkpoint_minutes")
+    above: tuple[str, ...] = ("minimax.epochs", "minimax.temperature", "minimax.lr_f", "minimax.lr_c", "minimax.lr_d")
+    above += ("task.epochs", "task.lr", "checkpoint_minutes", "collective_minutes")
     not_negative = ("minimax.entropy_weight", "minimax.weight_decay", "task.weight_decay", "task.momentum")
     for key, low in at_least.items():
         if values[key] < low:

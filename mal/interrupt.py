@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
+from typing import NoReturn
+
+from mal.distributed import ALONE, World
 
 EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: run it again
 
@@ -14,12 +17,16 @@ class Interrupted(Exception):  # noqa: N818 (no error: the run goes on later)
 
 
 class Interrupt:
-    """Whether this process was asked to stop, by a signal or by the end of the process that started it."""
+    """Whether this process was asked to stop, by a signal or by the end of the process that started it.
+
+    world: the processes that stop together, if any of them is asked to.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.cause: str | None = None
+        self.world: World = ALONE
         self._pid = os.getpid()
         self._launcher = int(os.environ.get("MAL_LAUNCHER", "0"))
 
@@ -34,12 +41,17 @@ class Interrupt:
 
     @property
     def requested(self) -> bool:
-        """Whether to save and leave at the next step boundary."""
+        """Whether this process was asked to save and leave at the next step boundary."""
         if self.cause is None and self._launcher and os.getppid() != self._launcher:
             self.cause = "end of the launcher"
         return self.cause is not None
 
     def check(self) -> None:
-        """Raise `Interrupted` if a stop was asked for: where nothing needs to be saved first."""
-        if self.requested:
-            raise Interrupted(self.cause)
+        """Raise `Interrupted` if a stop was asked for: where nothing needs to be saved first, in every process."""
+        if self.world.most(self.requested)[0]:
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Raise `Interrupted`: this process or another was asked."""
+        self.cause = self.cause or "a stop of another process"
+        raise Interrupted(self.cause)

@@ -24,7 +24,7 @@ from mal.config import Chain, Minimax
 from mal.device import Device
 from mal.models.backbones import build_backbone
 from mal.models.heads import CosineClassifier, Discriminator
-from mal.training import Inputs, Trainer, steps_of
+from mal.training import Inputs, Trainer, descend, steps_of
 
 PHASE = "minimax"
 EPSILON = 1e-5  # inside the logarithm, as in MME
@@ -60,9 +60,14 @@ def entropy(logits: Tensor) -> Tensor:
     return -(p * (p + EPSILON).log()).sum(dim=1).mean()
 
 
-def discriminator_loss(labelled: Tensor, unlabelled: Tensor) -> Tensor:
-    """Binary cross-entropy of D's logits: labelled are 1, unlabelled 0 (Eq. 3, a mean over each side, then their sum)."""
-    return F.softplus(-labelled).mean() + F.softplus(unlabelled).mean()
+def discriminator_loss(
+    labelled: Tensor, unlabelled: Tensor, weights: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
+    """Binary cross-entropy of D's logits: labelled are 1, unlabelled 0 (Eq. 3, a mean over each side, then their sum).
+
+    weights: those of the two sides' inputs (`mal.training.Inputs`).
+    """
+    return F.softplus(-labelled).mean() * weights[0] + F.softplus(unlabelled).mean() * weights[1]
 
 
 class MinimaxObjective:
@@ -89,14 +94,15 @@ class MinimaxObjective:
         if self.config.entropy_weight or self.config.discriminator:
             unlabelled, losses["entropy"] = self._play_entropy(inputs["unlabelled"])
             if self.config.discriminator:
-                losses["discriminator"] = self._train_discriminator(labelled, unlabelled)
+                weights = inputs["labelled"].weight, inputs["unlabelled"].weight
+                losses["discriminator"] = self._train_discriminator(labelled, unlabelled, weights)
         return losses
 
     def _descend_cross_entropy(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         with self.device.autocast():
             features = self.networks.encoder(inputs.images)
-            loss = F.cross_entropy(self.networks.classifier(features), inputs.labels)
-        _descend(self.game, loss)
+            loss = F.cross_entropy(self.networks.classifier(features), inputs.labels) * inputs.weight
+        descend(self.game, loss, self.device.world)
         return features.detach(), loss.detach()
 
     def _play_entropy(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -104,17 +110,19 @@ class MinimaxObjective:
         playing = self.config.entropy_weight > 0
         with self.device.autocast(), torch.set_grad_enabled(playing):
             features = self.networks.encoder(inputs.images)
-            loss = entropy(self.networks.classifier(features, reverse=True).float())
+            loss = entropy(self.networks.classifier(features, reverse=True).float()) * inputs.weight
         if playing:
             # Descending -H, the prototypes ascend H; reversed below them, the gradient lets the bottleneck and F descend it.
-            _descend(self.game, -self.config.entropy_weight * loss)
+            descend(self.game, -self.config.entropy_weight * loss, self.device.world)
         return features.detach(), loss.detach()
 
-    def _train_discriminator(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+    def _train_discriminator(
+        self, labelled: Tensor, unlabelled: Tensor, weights: tuple[float, float] = (1.0, 1.0)
+    ) -> Tensor:
         with self.device.autocast():
             logits = self.networks.discriminator(torch.cat([labelled, unlabelled]))
-            loss = discriminator_loss(logits[: len(labelled)].float(), logits[len(labelled) :].float())
-        _descend(self.judge, loss)
+            loss = discriminator_loss(logits[: len(labelled)].float(), logits[len(labelled) :].float(), weights)
+        descend(self.judge, loss, self.device.world)
         return loss.detach()
 
 
@@ -128,9 +136,3 @@ def train_minimax(config: Chain, trainer: Trainer, labelled: np.ndarray, unlabel
     trainer.run(PHASE, objective, {"labelled": labelled, "unlabelled": unlabelled}, m.batch, steps)
     networks.eval()
     return networks
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()

@@ -56,6 +56,8 @@ class Progress:
         self._write()
 
     def _write(self) -> None:
+        if not self.interrupt.world.main:
+            return
         self._beat = time.monotonic()
         done = self._state["step"] - self._phase_step
         rate = (self._beat - self._phase_clock) / done if done > 0 else None

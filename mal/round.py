@@ -56,7 +56,8 @@ class Rounds:
         Raises `Interrupted` where a stop is asked for, and `DamagedRun` where the rounds before are not as committed.
         """
         folder = results.round_folder(self.chain, number)
-        state = self.ledger.state(number)
+        world = self.device.world
+        state = world.once(lambda: self.ledger.state(number))
         progress = Progress(folder, number, self.interrupt)
         try:
             setting = self._setting(number, state, folder, progress)
@@ -69,6 +70,19 @@ class Rounds:
         finally:
             if self.interrupt.cause:
                 progress.leave(self.interrupt.cause)
+        world.once(lambda: results.commit(folder, self._files(number, state, model, evaluation, query, setting)))
+
+    def _files(
+        self,
+        number: int,
+        state: State,
+        model: TaskModel,
+        evaluation: Evaluation,
+        query: np.ndarray | None,
+        setting: Setting,
+    ) -> dict[str, Any]:
+        """The round's files by name, in the order in which they are written."""
+        progress = setting.trainer.progress
         files: dict[str, Any] = {results.LABELED: state.labelled}
         if query is not None:
             files[results.QUERY] = query
@@ -77,7 +91,7 @@ class Rounds:
         if self.config.keep_model or self.config.task.init == "continue":
             files[results.MODEL] = safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()})
         files[results.PROVENANCE] = self._provenance(state, progress)
-        results.commit(folder, files)
+        return files
 
     def _setting(self, number: int, state: State, folder: Path, progress: Progress) -> Setting:
         labels = self.dataset.oracle.label(state.labelled)
@@ -104,7 +118,8 @@ class Rounds:
         before = None
         if init == "continue" and number > 0:
             path = results.round_folder(self.chain, number - 1) / results.MODEL
-            before = safetensors.torch.load_file(path, device=str(self.device.torch))
+            weights = safetensors.torch.load(self.device.world.once(path.read_bytes))
+            before = {name: tensor.to(self.device.torch) for name, tensor in weights.items()}
         pool = len(self.dataset.pool)
         return train_task_model(self.config, setting.trainer, setting.labelled, pool, encoder, before)
 
@@ -112,7 +127,8 @@ class Rounds:
         return evaluate(model, scanner, self.test, self.dataset.test.labels, self.config.dataset.classes)
 
     def _query(self, method: Method, model: TaskModel, setting: Setting) -> np.ndarray:
-        positions = method.select(method.score(model), self.config.budget)
+        scores = method.score(model)
+        positions = self.device.world.once(lambda: method.select(scores, self.config.budget))
         query = setting.unlabelled[positions]
         check_query(query, self.config.budget, setting.unlabelled, f"The query of method {self.config.method['name']}")
         return query
@@ -137,7 +153,7 @@ class Rounds:
             "seconds": round(progress.seconds, 3),
             "preemptions": progress.attempts - 1,
             "device": self.device.name,
-            "gpus": int(self.device.torch.type == "cuda"),
+            "gpus": self.device.world.size if self.device.torch.type == "cuda" else 0,
         }
         if query is not None:
             counts = np.bincount(self.dataset.oracle.label(query), minlength=classes)
@@ -162,6 +178,7 @@ class Rounds:
             "host": socket.gethostname(),
             "device": self.device.name,
             "threads": torch.get_num_threads(),
+            "world_size": self.device.world.size,
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
             "peak_host_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "peak_device_mib": _peak_device_mib(self.device.torch),

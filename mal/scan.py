@@ -34,14 +34,17 @@ class Scanner:
 
         indices: int64 (N,); function: float32 (B, C, h, w) to tensors (B, ...); modules: those it uses, put in
         evaluation mode. Returns arrays (N, ...), float32 for floats. Raises `Interrupted` where a stop is asked for.
+        Several processes take a part of the indices each, and all return the whole.
         """
         for module in modules:
             module.eval()
         results: dict[str, np.ndarray] = {}
-        self.progress.phase(phase, len(indices))
-        first = 0
+        world = self.device.world
+        share = world.share(len(indices))
+        self.progress.phase(phase, share.stop - share.start)
+        first = share.start
         with torch.inference_mode(), self.device.autocast():
-            for batch in loader.batches(in_order(indices, self.batch)):
+            for batch in loader.batches(in_order(indices[share], self.batch)):
                 values = function(self.augmentation.evaluate(batch.images))
                 for name, value in values.items():
                     block = (value.float() if value.is_floating_point() else value).cpu().numpy()
@@ -49,6 +52,11 @@ class Scanner:
                         results[name] = np.empty((len(indices), *block.shape[1:]), dtype=block.dtype)
                     results[name][first : first + len(block)] = block
                 first += len(batch.indices)
-                self.progress.at(first)
+                self.progress.at(first - share.start)
                 self.progress.interrupt.check()
-        return results
+        if self._batches(share) < self._batches(world.share(len(indices), rank=0)):
+            self.progress.interrupt.check()  # all processes ask each other equally often
+        return world.assemble(results, len(indices))
+
+    def _batches(self, share: slice) -> int:
+        return -(-(share.stop - share.start) // self.batch)

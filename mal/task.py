@@ -18,7 +18,7 @@ from mal.device import Device
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
 from mal.scan import Scanner
-from mal.training import Inputs, Trainer, steps_of
+from mal.training import Inputs, Trainer, descend, steps_of
 
 PHASE = "task"
 
@@ -37,10 +37,9 @@ class Supervised:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * schedule(self.config.schedule, progress)
         with self.device.autocast():
-            loss = F.cross_entropy(self.model(inputs["labelled"].images), inputs["labelled"].labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+            labelled = inputs["labelled"]
+            loss = F.cross_entropy(self.model(labelled.images), labelled.labels) * labelled.weight
+        descend(self.optimizer, loss, self.device.world)
         return {"cross_entropy": loss.detach()}
 
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,8 @@ from mal import checkpoint
 from mal.data.augment import Augmentation
 from mal.data.loader import MemoryLoader, TrainingStream
 from mal.device import Device
-from mal.interrupt import Interrupted
+from mal.distributed import World
+from mal.interrupt import Interrupt
 from mal.progress import Progress
 from mal.rng import torch_seed
 
@@ -30,10 +32,14 @@ HISTORY_POINTS = 100
 
 @dataclass(frozen=True)
 class Inputs:
-    """images: float32 (B, C, h, w), augmented and normalised; labels: int64 (B,), hidden ones -1."""
+    """images: float32 (B, C, h, w), augmented and normalised; labels: int64 (B,), hidden ones -1.
+
+    weight: the part of the global batch that these are: a loss that is a mean over them is multiplied by it.
+    """
 
     images: Tensor
     labels: Tensor
+    weight: float = 1.0
 
 
 class Objective(Protocol):
@@ -43,8 +49,19 @@ class Objective(Protocol):
     optimizers: Mapping[str, torch.optim.Optimizer]
 
     def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
-        """Update the networks once; progress: t / steps, in [0, 1). Returns detached scalar losses on the device."""
+        """Update the networks once, by `descend`; progress: t / steps, in [0, 1).
+
+        Returns detached scalar losses on the device; where there are several processes, this one's summands of them.
+        """
         ...
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, world: World) -> None:
+    """One step of an optimiser down the sum over the processes of a loss (a scalar)."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    world.sum_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
+    optimizer.step()
 
 
 @dataclass
@@ -63,6 +80,35 @@ class History:
             for name, total in self.sums.items():
                 self.curves.setdefault(name, []).append(float(total) / self.window)
             self.sums = {}
+
+
+class Boundary:
+    """What follows a step: whether to leave and whether to save, the same in every process."""
+
+    SECONDS = 0.2  # between two questions to the other processes
+
+    def __init__(self, interrupt: Interrupt, checkpoint_seconds: float, start: int) -> None:
+        self.interrupt, self.checkpoint_seconds = interrupt, checkpoint_seconds
+        self._saved = self._asked = time.monotonic()
+        self._step = self._next = start
+
+    def after(self, step: int) -> tuple[bool, bool]:
+        """(leave, save) after so many steps."""
+        if step < self._next:
+            return False, False
+        world, now = self.interrupt.world, time.monotonic()
+        due = world.main and now - self._saved >= self.checkpoint_seconds
+        stop, save, stride = world.most(self.interrupt.requested, due, world.main and self._stride(step, now))
+        if save:
+            self._saved = now
+        self._next = step + stride
+        return bool(stop), bool(save)
+
+    def _stride(self, step: int, now: float) -> int:
+        """Steps until the next question: by rank 0's clock, none to spare where there is nobody to ask."""
+        seconds, steps = max(now - self._asked, 1e-6), max(step - self._step, 1)
+        self._asked, self._step = now, step
+        return 1 if self.interrupt.world.size == 1 else min(max(int(self.SECONDS * steps / seconds), 1), 1000)
 
 
 class Trainer:
@@ -97,27 +143,35 @@ class Trainer:
         """
         streams = {name: TrainingStream(i, batch, (*self.key, phase, name)) for name, i in indices.items()}
         history = History(window=max(1, math.ceil(steps / HISTORY_POINTS)))
+        world, interrupt = self.device.world, self.progress.interrupt
+        _check_batches(streams, world)
         start = self._restore(phase, objective, history)
+        world.align(objective.modules.values())
         for module in objective.modules.values():
             module.train()
         self.progress.phase(phase, steps, start)
-        saved = time.monotonic()
+        boundary = Boundary(interrupt, self.checkpoint_seconds, start)
+        own = (world.rank,) if world.rank else ()
         for t in range(start, steps):
-            self.device.seed(torch_seed(*self.key, phase, t))
+            self.device.seed(torch_seed(*self.key, phase, t, *own))
             losses = objective.step({n: self._inputs(phase, n, s, t) for n, s in streams.items()}, t / steps)
-            history.add(t, losses)
+            history.add(t, world.sum_losses(losses))
             self.progress.at(t + 1)
-            stop = self.progress.interrupt.requested
-            if stop or t + 1 == steps or time.monotonic() - saved >= self.checkpoint_seconds:
-                self._save(phase, objective, history, t + 1)
-                saved = time.monotonic()
+            stop, save = boundary.after(t + 1)
+            if stop or save or t + 1 == steps:
+                world.once(partial(self._save, phase, objective, history, t + 1))
             if stop:
-                raise Interrupted(self.progress.interrupt.cause)
+                interrupt.stop()
+        world.align(objective.modules.values())  # each may have its own batch norm's statistics
         self.history[phase] = {"window": history.window, "losses": history.curves}
 
     def _inputs(self, phase: str, name: str, stream: TrainingStream, t: int) -> Inputs:
-        batch = self.loader.load(stream.step(t))
-        return Inputs(self.augmentation.train(batch.images, (*self.key, phase, name, t)), batch.labels)
+        indices = stream.step(t)
+        share = self.device.world.share(len(indices))
+        batch = self.loader.load(indices[share])
+        key = (*self.key, phase, name, t)
+        images = self.augmentation.train(batch.images, key, len(indices), share.start)
+        return Inputs(images, batch.labels, len(images) / len(indices))
 
     def _save(self, phase: str, objective: Objective, history: History, step: int) -> None:
         checkpoint.save(
@@ -132,7 +186,7 @@ class Trainer:
         )
 
     def _restore(self, phase: str, objective: Objective, history: History) -> int:
-        state = checkpoint.load(self._path(phase), self._identity(phase), self.device.torch)
+        state = checkpoint.load(self._path(phase), self._identity(phase), self.device.torch, self.device.world)
         if state is None:
             return 0
         for name, module in objective.modules.items():
@@ -147,6 +201,15 @@ class Trainer:
 
     def _identity(self, phase: str) -> str:
         return hashlib.sha256(f"{self.identity}/{phase}".encode()).hexdigest()
+
+
+def _check_batches(streams: Mapping[str, TrainingStream], world: World) -> None:
+    for name, stream in streams.items():
+        if stream.batch < world.size:
+            raise ValueError(
+                f"{world.size} processes cannot share a batch of {stream.batch} {name} images: start at most "
+                f"{stream.batch} processes (Slurm's tasks), or raise initial= or the batch."
+            )
 
 
 def steps_of(epochs: float, epoch_of: str, pool: int, labelled: int, batch: int) -> int:

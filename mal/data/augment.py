@@ -31,11 +31,14 @@ class Augmentation:
     mean: Tensor
     std: Tensor
 
-    def train(self, images: Tensor, key: tuple[int | str, ...]) -> Tensor:
-        """uint8 (B, C, H, W) to normalised float32 (B, C, h, w), randomly as the key says."""
-        random = generator(*key, "augment")
-        flips = random.random(len(images)) < 0.5
-        offsets = random.random((2, len(images)))
+    def train(self, images: Tensor, key: tuple[int | str, ...], batch: int | None = None, first: int = 0) -> Tensor:
+        """uint8 (B, C, H, W) to normalised float32 (B, C, h, w), randomly as the key says.
+
+        batch, first: where `images` are a part of a batch, how many that has and where they begin in it.
+        """
+        random, part = generator(*key, "augment"), slice(first, first + len(images))
+        flips = random.random(batch or len(images))[part] < 0.5
+        offsets = random.random((2, batch or len(images)))[:, part]
         if self.crop is not None or self.pad_crop:
             images = self._random_crop(images, offsets)
         if self.flip:

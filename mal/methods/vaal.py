@@ -9,6 +9,7 @@ plays no part in it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from mal.methods.features import queries
 from mal.minimax import discriminator_loss
 from mal.models.heads import Discriminator, TaskModel
 from mal.models.vae import LARGEST_STRIDE_2, VAE
-from mal.training import Inputs, steps_of
+from mal.training import Inputs, descend, steps_of
 
 PHASE = "vaal"
 HIDDEN_UNITS = 512
@@ -43,40 +44,42 @@ class VAALObjective:
     def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
         """The updates; losses reconstruction and adversarial (means), divergence (nats, a sum) and discriminator."""
         for turn in range(self.method["vae_steps"]):
-            batches = inputs[f"labelled_{turn}"].images, inputs[f"unlabelled_{turn}"].images
-            losses = self._train_vae(*batches)
-        return losses | {"discriminator": self._train_discriminator(*batches)}
+            labelled, unlabelled = inputs[f"labelled_{turn}"], inputs[f"unlabelled_{turn}"]
+            weights = labelled.weight, unlabelled.weight
+            losses = self._train_vae(labelled.images, unlabelled.images, weights)
+        return losses | {"discriminator": self._train_discriminator(labelled.images, unlabelled.images, weights)}
 
-    def _train_vae(self, labelled: Tensor, unlabelled: Tensor) -> dict[str, Tensor]:
+    def _train_vae(
+        self, labelled: Tensor, unlabelled: Tensor, weights: tuple[float, float] = (1.0, 1.0)
+    ) -> dict[str, Tensor]:
         with self.device.autocast():
-            sides = [self._losses(labelled), self._losses(unlabelled)]
+            sides = [self._losses(labelled, weights[0]), self._losses(unlabelled, weights[1])]
         losses = {name: sides[0][name] + sides[1][name] for name in sides[0]}
         total = losses["reconstruction"] + self.method["beta"] * losses["divergence"]
         total = total + self.method["adversarial_weight"] * losses["adversarial"]
-        self.coder.zero_grad(set_to_none=True)
-        total.backward()
-        self.coder.step()
+        descend(self.coder, total, self.device.world)
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _losses(self, images: Tensor) -> dict[str, Tensor]:
+    def _losses(self, images: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
         images = self.vae.fit(images)
         reconstruction, mean, log_variance = (value.float() for value in self.vae(images))
         divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum()
         return {
-            "reconstruction": F.mse_loss(reconstruction, images),
-            "divergence": divergence,
+            "reconstruction": F.mse_loss(reconstruction, images) * weight,
+            "divergence": divergence,  # a sum over the batch, not a mean
             # As if labelled, for both pools: what D is trained to tell apart.
-            "adversarial": F.softplus(-self.discriminator(mean).float()).mean(),
+            "adversarial": F.softplus(-self.discriminator(mean).float()).mean() * weight,
         }
 
-    def _train_discriminator(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+    def _train_discriminator(
+        self, labelled: Tensor, unlabelled: Tensor, weights: tuple[float, float] = (1.0, 1.0)
+    ) -> Tensor:
         with self.device.autocast():
             with torch.no_grad():
                 codes = [self.vae.encode(images)[0] for images in (labelled, unlabelled)]
-            loss = discriminator_loss(*(self.discriminator(code).float() for code in codes))
-        self.judge.zero_grad(set_to_none=True)
-        loss.backward()
-        self.judge.step()
+            logits = [self.discriminator(code).float() for code in codes]
+            loss = discriminator_loss(logits[0], logits[1], weights)
+        descend(self.judge, loss, self.device.world)
         return loss.detach()
 
 
@@ -88,7 +91,8 @@ def build_objective(setting: Setting) -> VAALObjective:
     setting.trainer.seed(PHASE, "networks")
     vae = VAE(config.dataset.channels, side, latent, config.method["width"])
     discriminator = Discriminator(latent, HIDDEN_UNITS)
-    return VAALObjective(vae.to(device.torch), discriminator.to(device.torch), config.method, device)
+    place = partial(device.place, channels_last=False)
+    return VAALObjective(place(vae), place(discriminator), config.method, device)
 
 
 def latent_size(side: int, task: str) -> int:
