@@ -1,6 +1,7 @@
 # make setup   .venv with the exact versions of requirements.txt (needs Python 3.11, pip, make; no root)
 # make demo    setup, a first sweep on an embedded data set, and its figure
 # make test    setup, what the tests need from Debian (root or sudo, once), then pytest; ARGS="-k pool" goes to pytest
+# make chaos   the fault study on a real one-machine Slurm, half an hour: docs/reliability.md; ARGS="repeats=5"
 # make lint    ruff and mypy; make format lets ruff rewrite what it can
 # make lock    resolves the newest versions that pyproject.toml allows into the two lock files
 # make clean   removes what the targets above made, results and figures excepted
@@ -28,7 +29,7 @@ ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
-.PHONY: setup demo test lint format lock clean debian
+.PHONY: setup demo test chaos lint format lock clean debian
 
 setup: .venv/.run
 
@@ -39,6 +40,9 @@ demo: setup
 
 test: debian .venv/.ffcv
 	$(PY) -m pytest $(ARGS)
+
+chaos: debian .venv/.dev
+	$(PY) tests/chaos.py $(ARGS)
 
 lint: .venv/.dev
 	.venv/bin/ruff check

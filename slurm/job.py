@@ -40,6 +40,7 @@ POLL_SECONDS = 0.1
 LOCKED_TIMES = 5
 LOCK_MINUTES = 10.0  # to wait for another process on the chain, such as a job on a node that is cut off
 KILLED_MINUTES = 10.0  # to wait for the end of a preemption's grace where scontrol cannot be run
+GUARD_SECONDS = 25  # before the time limit: what has not ended by then is stopped, so that the job can requeue itself
 SLURM_EARLY_SECONDS = 65  # Slurm may send the signal of --signal so much early
 # Of srun, for a process that ended by a signal before it could handle it, or that said that it was interrupted.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -70,6 +71,7 @@ class Run:
     started: float
     log_start: int
     hung: bool = False
+    late: bool = False
 
 
 class Job:
@@ -126,11 +128,24 @@ class Job:
         while any(run.process.poll() is None for run in runs):
             time.sleep(POLL_SECONDS)
             for run in runs:
-                if run.process.poll() is None and not run.hung and self._silent(run) > 60 * self.limits.hang_minutes:
-                    log.error("%s has shown no sign of life for %g minutes.", run.chain, self.limits.hang_minutes)
-                    run.hung = True
-                    run.process.terminate()  # srun then kills the step's processes, on all nodes
+                if run.process.poll() is None and not (run.hung or run.late):
+                    self._watch(run)
         return runs
+
+    def _watch(self, run: Run) -> None:
+        """Stop what is silent, and what would still be there at the time limit, which Slurm does not requeue."""
+        if self._silent(run) > 60 * self.limits.hang_minutes:
+            log.error("%s has shown no sign of life for %g minutes.", run.chain, self.limits.hang_minutes)
+            run.hung = True
+        elif self._left() < GUARD_SECONDS:
+            log.warning("%s has not stopped in time before the limit.", run.chain)
+            run.late = True
+        if run.hung or run.late:
+            run.process.terminate()  # srun then kills the step's processes, on all nodes
+
+    def _left(self) -> float:
+        """Seconds until the time limit."""
+        return 60 * self.limits.minutes - (time.monotonic() - self.began)
 
     def _start(self, chain: Path, overlap: bool) -> Run:
         path = chain / FOLDER / f"{self.id}.log"
@@ -195,9 +210,10 @@ class Job:
             return "locked"
         if run.hung:
             return "hung"
+        if run.late:
+            return "timeout"
         if status in INTERRUPTED:
-            left = 60 * self.limits.minutes - (time.monotonic() - self.began)
-            return "timeout" if left <= self.limits.lead_s + SLURM_EARLY_SECONDS else "preempted"
+            return "timeout" if self._left() <= self.limits.lead_s + SLURM_EARLY_SECONDS else "preempted"
         if any(OUT_OF_MEMORY.search(line) for line in self._tail(run)):
             return "out of memory"
         return "killed" if status == KILLED else "died"
