@@ -53,8 +53,8 @@ class ChainPlan:
 def reconcile(sweep: Sweep) -> list[ChainPlan]:
     """The plan of each chain; reads the disk and changes nothing.
 
-    Raises ValueError (DamagedRun is one) where a chain's folder holds another configuration or was tampered with: before
-    anything is started.
+    Raises ValueError (DamagedRun is one), before anything is started, where a chain's folder holds another configuration
+    or was tampered with.
     """
     if not sweep.dry_run:
         check_storage(sweep.runs)
@@ -121,8 +121,8 @@ def check_data(plans: list[ChainPlan]) -> None:
         needed = config.initial + (config.rounds - 1) * config.budget
         if needed > pool:
             raise ValueError(
-                f"rounds={config.rounds} with initial={config.initial} and budget={config.budget} needs {needed} labels, "
-                f"but the pool of {config.dataset.name}, seed {config.seed}, has {pool}: lower one of them."
+                f"rounds={config.rounds} with initial={config.initial} and budget={config.budget} needs {needed} "
+                f"labels, but the pool of {config.dataset.name}, seed {config.seed}, has {pool}: lower one of them."
             )
 
 
@@ -140,8 +140,8 @@ def _plan(sweep: Sweep, config: Chain) -> ChainPlan:
     history = read_history(folder, committed)
     if target > frozen.rounds and history and history[-1].query is None:
         raise ValueError(
-            f"rounds={target}: {folder} was finished with rounds={frozen.rounds}, and its last round bought no labels to go "
-            f"on with. Keep rounds={frozen.rounds}, or run the longer sweep under another name=."
+            f"rounds={target}: {folder} was finished with rounds={frozen.rounds}, and its last round bought no labels to "
+            f"go on with. Keep rounds={frozen.rounds}, or run the longer sweep under another name=."
         )
     config = dataclasses.replace(
         config, threads=frozen.threads, rounds=max(target, frozen.rounds), runs=str(sweep.runs), name=sweep.name

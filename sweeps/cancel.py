@@ -1,0 +1,107 @@
+"""Cancel a sweep's jobs, or one chain's; a later launch goes on from what is committed and saved.
+
+    python sweeps/cancel.py name=digits
+    python sweeps/cancel.py name=digits method=mal seed=0
+      runs=DIR       default runs
+
+Chains that run in worker processes of a machine are named with the command that stops them. Exit status: 0; 1 where
+something of it still runs elsewhere; 2 for a wrong option.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mal import results
+from mal.registry import nearest
+from slurm.client import SlurmError, call, slurm_answers
+from slurm.squeue import ChainName, Job, chains_of, read_queue, runs_hash
+from sweeps.options import parse_options
+from sweeps.survey import survey
+
+AT_ONCE = 500  # job ids in one scancel
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    if {"-h", "--help", "help"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    try:
+        options = parse_options(arguments, {"runs": "runs", "name": "", "method": "", "seed": ""})
+        return cancel(Path(options["runs"]), options["name"], options["method"], _seed(options["seed"]))
+    except ValueError as error:
+        print(f"cancel.py: {error}", file=sys.stderr)
+        return 2
+    except SlurmError as error:
+        print(f"cancel.py: Slurm: {error}", file=sys.stderr)
+        return 1
+
+
+def cancel(runs: Path, name: str, method: str, seed: int | None) -> int:
+    """Cancel the jobs of a sweep, of a method, of a seed, or of one chain; says what it did."""
+    _check(runs, name, method, seed)
+
+    def meant(chain: ChainName) -> bool:
+        here = (chain.sweep, chain.runs_hash) == (name, runs_hash(runs))
+        return here and method in ("", chain.method) and seed in (None, chain.seed)
+
+    queue = read_queue() if slurm_answers() else []
+    ours = [job for job in queue if any(meant(chain) for chain in chains_of(job))]
+    shared = [job for job in ours if not all(meant(chain) for chain in chains_of(job))]
+    chosen = [job for job in ours if job not in shared]
+    _scancel(chosen)
+    print(f"{name}: {len(chosen)} jobs cancelled. What is saved stays; the launch command goes on from it.")
+    for job in shared:
+        others = ", ".join(f"{c.method}/seed-{c.seed}" for c in chains_of(job) if not meant(c))
+        print(f"Job {job.id} runs {others} as well (cluster.pack) and was left alone: scancel {job.id} ends them all.")
+    return 1 if _workers(runs, name, method, seed, ours) or shared else 0
+
+
+def _scancel(jobs: Sequence[Job]) -> None:
+    # Those that wait first: else the end of one would start the next.
+    waiting = [str(job.id) for job in jobs if job.waiting]
+    others = [str(job.id) for job in jobs if not job.waiting]
+    for group in (waiting, others):
+        for start in range(0, len(group), AT_ONCE):
+            call("scancel", *group[start : start + AT_ONCE])
+
+
+def _workers(runs: Path, name: str, method: str, seed: int | None, jobs: Sequence[Job]) -> int:
+    """Name the chains that processes outside Slurm work on; how many."""
+    in_jobs = {(chain.method, chain.seed) for job in jobs for chain in chains_of(job)}
+    found = 0
+    for view in survey(runs, name, []):
+        meant = method in ("", view.method) and seed in (None, view.seed)
+        if meant and view.state == "running" and (view.method, view.seed) not in in_jobs:
+            found += 1
+            host, pid = view.heartbeat["host"], view.heartbeat["pid"]
+            print(f"{view.name} runs as process {pid} on {host}, not as a job: `kill {pid}` there saves and stops it.")
+    return found
+
+
+def _check(runs: Path, name: str, method: str, seed: int | None) -> None:
+    known = results.sweep_names(runs)
+    if not name:
+        raise ValueError(f"name= is needed: which sweep? There are: {', '.join(known) or 'none'} under runs={runs}.")
+    if name not in known:
+        raise ValueError(f"name={name}: no such sweep under runs={runs}{nearest(name, known) or '.'}")
+    chains = [(folder.parent.name, int(folder.name.rpartition("-")[2])) for folder in results.chain_folders(runs, name)]
+    methods, seeds = sorted({m for m, _ in chains}), sorted({s for _, s in chains})
+    if method and method not in methods:
+        hint = nearest(method, methods) or "."
+        raise ValueError(f"method={method}: {name} has no such method{hint} It has: {', '.join(methods)}.")
+    if seed is not None and seed not in seeds:
+        raise ValueError(f"seed={seed}: {name} has no such seed. It has: {', '.join(map(str, seeds))}.")
+
+
+def _seed(text: str) -> int | None:
+    if text and not text.isdigit():
+        raise ValueError(f"seed={text}: a whole number from 0 is allowed.")
+    return int(text) if text else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,188 @@
+"""Where the sweeps are: every chain's rounds, from disk and Slurm's queue, with or without Slurm.
+
+    python sweeps/status.py                     every sweep under runs/
+    python sweeps/status.py name=digits         one sweep
+      runs=DIR       default runs
+      watch=true     again every 10 s, until nothing runs or waits
+      --json         for programs
+
+A round is # committed, > running, q queued, x failed, . missing (nothing works on it: the launch command goes on).
+Exit status: 0; 1 where a chain failed; 2 for a wrong option.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mal import results
+from mal.registry import nearest
+from slurm.client import SlurmError, slurm_answers
+from slurm.squeue import Job, read_queue
+from sweeps.options import parse_boolean, parse_options
+from sweeps.survey import ChainView, survey
+
+WIDTH = 100
+WATCH_SECONDS = 10.0
+SIGNS = {"committed": "#", "running": ">", "queued": "q", "failed": "x", "missing": "."}
+MANY_ROUNDS = 16
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    if {"-h", "--help", "help"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    try:
+        as_json = "--json" in arguments
+        options = parse_options([a for a in arguments if a != "--json"], {"runs": "runs", "name": "", "watch": "false"})
+        watch = parse_boolean("watch", options["watch"])
+        runs = Path(options["runs"])
+        names = _names(runs, options["name"])
+        while True:
+            sweeps, slurm = look(runs, names)
+            show(runs, sweeps, slurm, as_json, clear=watch and sys.stdout.isatty())
+            states = {view.state for views in sweeps.values() for view in views}
+            if not watch or not states & {"running", "queued"}:
+                return 1 if "failed" in states else 0
+            time.sleep(WATCH_SECONDS)
+    except ValueError as error:
+        print(f"status.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def look(runs: Path, names: Sequence[str]) -> tuple[dict[str, list[ChainView]], str]:
+    """The chains of each sweep, and what is to be said about Slurm."""
+    queue, slurm = _queue()
+    return {name: survey(runs, name, queue) for name in names}, slurm
+
+
+def show(runs: Path, sweeps: dict[str, list[ChainView]], slurm: str, as_json: bool, clear: bool = False) -> None:
+    """Print them as JSON, or as a table."""
+    if as_json:
+        print(json.dumps({"runs": str(runs), "slurm": slurm, "sweeps": {n: _plain(v) for n, v in sweeps.items()}}))
+        return
+    lines = [line for name, views in sweeps.items() for line in [*table(runs, name, views), ""]]
+    if slurm:
+        lines.append(slurm)
+    if clear:
+        rows = shutil.get_terminal_size().lines - 2
+        lines = lines if len(lines) <= rows else [*lines[: rows - 1], f"... {len(lines) - rows + 1} more lines"]
+        print("\x1b[H\x1b[2J", end="")
+    print("\n".join(lines).rstrip(), flush=True)
+
+
+def table(runs: Path, name: str, views: Sequence[ChainView]) -> list[str]:
+    """A sweep's lines, none longer than 100 columns."""
+    width = min(32, max((len(view.name) for view in views), default=0))
+    lines = [_cut(line) for line in _summary(name, views)]
+    for view in views:
+        cells = "".join(SIGNS[cell] for cell in view.cells)
+        if len(cells) > MANY_ROUNDS:
+            cells = _squeezed(cells)
+        value = "" if view.value is None else f"{view.value:6.2f}%"
+        head = (
+            f"  {view.name:<{width}} {cells:<{_cells_width(views)}} {view.committed:>2}/{view.rounds:<2} {value:>7}  "
+        )
+        lines.append(_cut(f"{head}{view.state:<8} {_detail(view)}".rstrip()))
+        if view.state == "failed" and view.log:
+            lines.append(f"  {'':<{width}} log: {_short(view.log, runs)}")
+    return lines
+
+
+def _summary(name: str, views: Sequence[ChainView]) -> list[str]:
+    committed, wanted = sum(v.committed for v in views), sum(v.rounds for v in views)
+    states = Counter(view.state for view in views)
+    words = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    left = [v.left_s for v in views if v.left_s is not None]
+    eta = f", about {duration(max(left))} left" if left else ""
+    hours, lost = sum(v.hours for v in views), sum(v.lost_hours for v in views)
+    gpu, lost_gpu = sum(v.gpu_hours for v in views), sum(v.lost_gpu_hours for v in views)
+    causes: Counter[str] = Counter()
+    for view in views:
+        causes.update(view.interruptions)
+    told = f" ({', '.join(f'{count} {cause}' for cause, count in causes.most_common())})" if causes else ""
+    return [
+        f"{name}: {committed}/{wanted} rounds committed; chains: {words}{eta}",
+        f"  spent {hours:.2f} h, {gpu:.2f} GPU-hours; lost to preemption {lost:.2f} h, {lost_gpu:.2f} GPU-hours{told}",
+    ]
+
+
+def _detail(view: ChainView) -> str:
+    if view.state != "running":
+        return view.note
+    if not view.heartbeat:
+        return f"starting {view.note}".strip()
+    beat = view.heartbeat
+    percent = "" if view.percent is None else f" {beat['step']}/{beat['steps']} {view.percent:.0f}%"
+    left = f", {duration(view.left_s)} left" if view.left_s is not None else ""
+    if view.left_s is None and beat.get("eta_phase") is not None:
+        left = f", phase {duration(beat['eta_phase'])} left"
+    return f"{beat.get('phase', '')}{percent}{left}, heartbeat {duration(view.age or 0.0)} ago {view.note}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """For people, short: 42s, 3m10s, 5h20m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02}m"
+
+
+def _squeezed(cells: str) -> str:
+    """Many rounds as counts, e.g. 12# 1> 27q."""
+    counts = Counter(cells)
+    return " ".join(f"{counts[sign]}{sign}" for sign in SIGNS.values() if counts[sign])
+
+
+def _cells_width(views: Sequence[ChainView]) -> int:
+    return max((len(v.cells) if len(v.cells) <= MANY_ROUNDS else 14 for v in views), default=1)
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
+
+
+def _short(path: Path, runs: Path) -> str:
+    return str(path.relative_to(runs)) if path.is_relative_to(runs) else str(path)
+
+
+def _plain(views: Sequence[ChainView]) -> list[dict[str, Any]]:
+    more = ("name", "age", "percent")
+    return [
+        {key: str(value) if isinstance(value, Path) else value for key, value in asdict(view).items()}
+        | {key: getattr(view, key) for key in more}
+        for view in views
+    ]
+
+
+def _names(runs: Path, name: str) -> list[str]:
+    known = results.sweep_names(runs)
+    if name and name not in known:
+        there = f"There are: {', '.join(known)}." if known else "There is none yet."
+        raise ValueError(f"name={name}: no such sweep under runs={runs}{nearest(name, known) or '.'} {there}")
+    if not known:
+        raise ValueError(f"runs={runs} holds no sweep: launch one with sweeps/launch.py, or set runs=.")
+    return [name] if name else known
+
+
+def _queue() -> tuple[list[Job], str]:
+    if not slurm_answers():
+        return [], ""
+    try:
+        return read_queue(), ""
+    except SlurmError as error:
+        return [], f"Slurm's queue is not known ({error}); this is what the disk tells."
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

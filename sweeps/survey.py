@@ -1,0 +1,183 @@
+"""Where every chain of a sweep is, from its files and one look at Slurm's queue."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from mal import results
+from mal.chain import read_failure
+from mal.progress import read_progress
+from slurm.attempts import Attempt, read_attempts
+from slurm.squeue import Job, by_chain
+from slurm.submit import log_of
+
+FRESH_SECONDS = 90.0  # a heartbeat so young is that of a live process
+LOST_BY = ("preempted", "timeout", "stopped", "")  # "": cut off by Slurm, without grace or with its node
+
+
+@dataclass
+class ChainView:
+    """One chain.
+
+    state: done, running, queued, failed, or missing (nothing works on it). cells: one word a round: committed, running,
+    queued, failed, missing. heartbeat: of the round at work, with its age in seconds. note: Slurm's reason, the error's
+    last line, or where it stopped. hours: on nodes; lost_hours, lost_gpu_hours: done again after interruptions.
+    """
+
+    method: str
+    seed: int
+    folder: Path
+    rounds: int
+    committed: int
+    state: str = "missing"
+    cells: list[str] = field(default_factory=list)
+    note: str = ""
+    log: Path | None = None
+    jobs: list[int] = field(default_factory=list)
+    heartbeat: dict[str, Any] = field(default_factory=dict)
+    value: float | None = None
+    metric: str = ""
+    left_s: float | None = None
+    hours: float = 0.0
+    gpu_hours: float = 0.0
+    lost_hours: float = 0.0
+    lost_gpu_hours: float = 0.0
+    interruptions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """METHOD/seed-S."""
+        return f"{self.method}/seed-{self.seed}"
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the heartbeat."""
+        return max(0.0, time.time() - self.heartbeat["updated"]) if "updated" in self.heartbeat else None
+
+    @property
+    def percent(self) -> float | None:
+        """Of the phase at work."""
+        steps = self.heartbeat.get("steps") or 0
+        return 100 * self.heartbeat["step"] / steps if steps else None
+
+
+def survey(runs: Path, name: str, queue: Sequence[Job]) -> list[ChainView]:
+    """The chains of a sweep, by method and seed. Changes nothing, and takes no lock."""
+    jobs = by_chain(queue, name, runs)
+    views = []
+    for folder in results.chain_folders(runs, name):
+        method, seed = folder.parent.name, int(folder.name.rpartition("-")[2])
+        views.append(_view(folder, method, seed, [job for job in jobs.get((method, seed), []) if job.alive]))
+    return views
+
+
+def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job]) -> ChainView:
+    committed = results.committed_rounds(folder)
+    view = ChainView(method, seed, folder, _rounds(folder, committed), committed, jobs=[job.id for job in jobs])
+    seconds = _committed_seconds(view)
+    heartbeat = read_progress(results.round_folder(folder, committed)) or {}
+    failure = read_failure(folder) if committed < view.rounds else None
+    on_node = [job for job in jobs if not job.waiting]
+    view.log = log_of(folder)
+    if committed >= view.rounds:
+        view.state = "done"
+    elif failure:
+        view.state, view.note = "failed", _last_line(str(failure["error"]))
+    elif on_node or _alive(heartbeat):
+        view.state, view.heartbeat = "running", heartbeat
+        view.note = "" if not on_node or on_node[0].state == "RUNNING" else on_node[0].state.lower()
+    elif jobs:
+        view.state, view.note = "queued", jobs[0].reason or jobs[0].state
+    else:
+        view.note = _stopped(heartbeat)
+    view.cells = _cells(view, jobs)
+    _count_hours(view, read_attempts(folder), seconds)
+    if seconds and view.state in ("running", "queued"):
+        spent = float(heartbeat.get("seconds", 0.0)) if view.state == "running" else 0.0
+        mean = sum(seconds) / len(seconds)
+        view.left_s = max(0.0, mean * (view.rounds - committed) - min(spent, mean))
+    return view
+
+
+def _rounds(folder: Path, committed: int) -> int:
+    try:
+        return int(OmegaConf.load(folder / results.CONFIG).rounds)
+    except (OmegaConfBaseException, YAMLError, AttributeError, TypeError, ValueError):
+        raise results.DamagedRun(
+            f"{folder / results.CONFIG} is not a chain's configuration; it was cut or edited."
+        ) from None
+
+
+def _committed_seconds(view: ChainView) -> list[float]:
+    seconds = []
+    for number in range(view.committed):
+        metrics = results.read_json(results.round_folder(view.folder, number) / results.METRICS)
+        seconds.append(float(metrics["seconds"]))
+        view.value, view.metric = float(metrics["value"]), str(metrics["metric"])
+        view.gpu_hours += metrics.get("gpus", 0) * seconds[-1] / 3600
+    return seconds
+
+
+def _alive(heartbeat: dict[str, Any]) -> bool:
+    if not heartbeat or "interrupted" in heartbeat:
+        return False
+    if heartbeat.get("host") == socket.gethostname():
+        return _is_chain(int(heartbeat["pid"]))
+    return time.time() - heartbeat["updated"] < FRESH_SECONDS
+
+
+def _is_chain(pid: int) -> bool:
+    try:
+        return "mal.chain" in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
+
+
+def _stopped(heartbeat: dict[str, Any]) -> str:
+    if not heartbeat:
+        return "not started"
+    steps = heartbeat.get("steps") or 0
+    at = f" at step {heartbeat.get('step', 0)} of {steps}" if steps else ""
+    return f"stopped in {heartbeat.get('phase', 'its start')}{at}; the launch command goes on"
+
+
+def _cells(view: ChainView, jobs: Sequence[Job]) -> list[str]:
+    until = max((job.until for job in jobs), default=0)
+    cells = ["committed"] * min(view.committed, view.rounds)
+    for number in range(view.committed, view.rounds):
+        if number == view.committed and view.state in ("running", "failed"):
+            cells.append(view.state)
+        else:
+            cells.append("queued" if number < until and view.state != "failed" else "missing")
+    return cells
+
+
+def _count_hours(view: ChainView, attempts: Sequence[Attempt], seconds: Sequence[float]) -> None:
+    if not attempts:  # worker processes of this machine
+        view.hours = sum(seconds) / 3600
+        return
+    view.hours = sum(a.seconds for a in attempts) / 3600
+    view.gpu_hours = sum(a.seconds * a.gpus for a in attempts) / 3600
+    over = attempts[:-1] if view.state == "running" else attempts
+    lost = [a for a in over if a.cause in LOST_BY]
+    view.lost_hours = sum(a.lost for a in lost) / 3600
+    view.lost_gpu_hours = sum(a.lost * a.gpus for a in lost) / 3600
+    for attempt in over:
+        if attempt.cause != "done":
+            cause = attempt.cause or "cut off"
+            view.interruptions[cause] = view.interruptions.get(cause, 0) + 1
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "an error without words"
