@@ -28,6 +28,7 @@ PAPER_METHODS = {
     "classification": ("mal", "vaal", "coreset", "entropy", "bald", "random"),
     "segmentation": ("mal", "vaal", "entropy", "random"),
 }
+OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
 SWEEP_KEYS = ("methods", "seeds", "cluster", "dry_run", "retry")
 # Where and how a chain runs, not what it computes: left out of the fingerprint, free to differ between launches.
 PLACE_KEYS = (
@@ -142,6 +143,7 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
 
     Raises ValueError that names the value, what is allowed and the key to change.
     """
+    overrides = [_opened(override) for override in overrides]
     base = _compose([o for o in overrides if not o.startswith("method.")], check=overrides)
     seeds = _seeds(base.seeds)
     methods = _methods(base)
@@ -230,9 +232,21 @@ def _check_keys(overrides: Sequence[str]) -> None:
     known = set(_keys(compose("config", overrides=chosen)))
     known |= {f"method.{key}" for method in choices("method") for key in _method_section(method)}
     for key in values:
+        if _is_open(key) and "cluster.time.default" in known:
+            continue  # any data set, any option of sbatch: slurm/profile.py checks them
         if key not in known:
             hint = nearest(key, [*known, *GROUPS]) or "."
             raise ValueError(f"The key {key!r} is unknown{hint} `--help` lists every key.")
+
+
+def _is_open(key: str) -> bool:
+    return key.lstrip("+").startswith(OPEN_KEYS) or key in ("cluster.time", "cluster.sbatch")
+
+
+def _opened(override: str) -> str:
+    """An override of an open section as Hydra adds a key: `cluster.time.digits=10` -> `++cluster.time.digits=10`."""
+    key = override.partition("=")[0]
+    return f"++{override.lstrip('+')}" if key.lstrip("+").startswith(OPEN_KEYS) else override
 
 
 def _split(override: str) -> tuple[str, str]:

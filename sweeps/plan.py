@@ -53,8 +53,8 @@ class ChainPlan:
 def reconcile(sweep: Sweep) -> list[ChainPlan]:
     """The plan of each chain; reads the disk and changes nothing.
 
-    Raises ValueError (DamagedRun is one), before anything is started, where a chain's folder holds another configuration
-    or was tampered with.
+    Raises ValueError (DamagedRun is one), before anything is started, where a chain's folder holds another
+    configuration or was tampered with.
     """
     if not sweep.dry_run:
         check_storage(sweep.runs)
@@ -140,8 +140,8 @@ def _plan(sweep: Sweep, config: Chain) -> ChainPlan:
     history = read_history(folder, committed)
     if target > frozen.rounds and history and history[-1].query is None:
         raise ValueError(
-            f"rounds={target}: {folder} was finished with rounds={frozen.rounds}, and its last round bought no labels to "
-            f"go on with. Keep rounds={frozen.rounds}, or run the longer sweep under another name=."
+            f"rounds={target}: {folder} was finished with rounds={frozen.rounds}, and its last round bought no labels "
+            f"to go on with. Keep rounds={frozen.rounds}, or run the longer sweep under another name=."
         )
     config = dataclasses.replace(
         config, threads=frozen.threads, rounds=max(target, frozen.rounds), runs=str(sweep.runs), name=sweep.name
