@@ -23,7 +23,7 @@ ATTEMPTS = "attempts.jsonl"
 # What saved something may always go on, whatever ended it, except an error of the code, which is never tried again.
 BUDGETS: dict[str, int | None] = {
     "preempted": None,
-    "timeout": 0,
+    "timeout": 2,
     "out of memory": 1,
     "hung": 2,
     "killed": 3,

@@ -212,11 +212,16 @@ class Job:
             return "hung"
         if run.late:
             return "timeout"
-        if status in INTERRUPTED:
+        if status in INTERRUPTED or (status == KILLED and self._said_goodbye(run)):
             return "timeout" if self._left() <= self.limits.lead_s + SLURM_EARLY_SECONDS else "preempted"
         if any(OUT_OF_MEMORY.search(line) for line in self._tail(run)):
             return "out of memory"
         return "killed" if status == KILLED else "died"
+
+    def _said_goodbye(self, run: Run) -> bool:
+        """Whether rank 0 saved and left: srun may kill it when another rank has left a moment before."""
+        heartbeat = read_progress(results.round_folder(run.chain, results.committed_rounds(run.chain))) or {}
+        return "interrupted" in heartbeat and float(heartbeat["updated"]) > run.started
 
     def _tail(self, run: Run) -> list[str]:
         with (run.chain / FOLDER / f"{self.id}.log").open("rb") as file:
