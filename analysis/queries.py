@@ -13,7 +13,6 @@ from analysis.load import labels_of
 from analysis.panels import Panel
 from mal import results
 
-FEATURES = "features.npz"
 UNLABELLED, LABELLED, QUERIED = 0, 1, 2
 
 
@@ -127,7 +126,7 @@ class FeatureMap:
 
 def feature_maps(panel: Panel, rows: pd.DataFrame, most: int = 4) -> list[FeatureMap]:
     """The first round with features of up to `most` methods, of one seed, so that the maps can be compared."""
-    having = rows[[Path(folder, FEATURES).is_file() for folder in rows["folder"]]]
+    having = rows[[Path(folder, results.FEATURES).is_file() for folder in rows["folder"]]]
     if having.empty:
         return []
     seed = having["seed"].mode().iloc[0]
@@ -139,7 +138,7 @@ def feature_maps(panel: Panel, rows: pd.DataFrame, most: int = 4) -> list[Featur
 
 
 def _feature_map(folder: Path, method: str, seed: int, number: int) -> FeatureMap:
-    with np.load(folder / FEATURES, allow_pickle=False) as arrays:
+    with np.load(folder / results.FEATURES, allow_pickle=False) as arrays:
         features, state = arrays["features"].astype(np.float64), arrays["state"]
     centred = features - features.mean(axis=0)
     variances, axes = np.linalg.eigh(centred.T @ centred)

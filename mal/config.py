@@ -32,7 +32,7 @@ OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections
 SWEEP_KEYS = ("methods", "seeds", "cluster", "dry_run", "retry")
 # Where and how a chain runs, not what it computes: left out of the fingerprint, free to differ between launches.
 PLACE_KEYS = (
-    *("name", "runs", "data", "rounds", "threads", "device", "keep_model"),
+    *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features"),
     *("checkpoint_minutes", "collective_minutes"),
 )
 
@@ -109,6 +109,7 @@ class Chain:
     checkpoint_minutes: float
     collective_minutes: float
     keep_model: bool
+    keep_features: bool
     dataset: Dataset
     backbone: dict[str, Any]
     method: dict[str, Any]

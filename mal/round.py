@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import platform
 import resource
@@ -37,6 +38,8 @@ from mal.provenance import git_state
 from mal.scan import Scanner
 from mal.task import Evaluation, evaluate, train_task_model
 from mal.training import Trainer
+
+FEATURES_SAMPLE = 2000  # unlabelled images on a map of features
 
 
 class Rounds:
@@ -66,23 +69,24 @@ class Rounds:
             model = self._task_model(setting, number)
             evaluation = self._evaluate(model, setting.scanner)
             query = self._query(method, model, setting) if number + 1 < self.config.rounds else None
+            features = self._features(model, setting, query) if self.config.keep_features else None
             progress.phase("commit", 0)
         finally:
             if self.interrupt.cause:
                 progress.leave(self.interrupt.cause)
-        world.once(lambda: results.commit(folder, self._files(number, state, model, evaluation, query, setting)))
+        world.once(lambda: results.commit(folder, self._files(setting, state, model, evaluation, query, features)))
 
     def _files(
         self,
-        number: int,
+        setting: Setting,
         state: State,
         model: TaskModel,
         evaluation: Evaluation,
         query: np.ndarray | None,
-        setting: Setting,
+        features: bytes | None,
     ) -> dict[str, Any]:
         """The round's files by name, in the order in which they are written."""
-        progress = setting.trainer.progress
+        number, progress = setting.number, setting.trainer.progress
         files: dict[str, Any] = {results.LABELED: state.labelled}
         if query is not None:
             files[results.QUERY] = query
@@ -90,6 +94,8 @@ class Rounds:
         files[results.HISTORY] = setting.trainer.history
         if self.config.keep_model or self.config.task.init == "continue":
             files[results.MODEL] = safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()})
+        if features is not None:
+            files[results.FEATURES] = features
         files[results.PROVENANCE] = self._provenance(state, progress)
         return files
 
@@ -133,6 +139,20 @@ class Rounds:
         check_query(query, self.config.budget, setting.unlabelled, f"The query of method {self.config.method['name']}")
         return query
 
+    def _features(self, model: TaskModel, setting: Setting, query: np.ndarray | None) -> bytes:
+        """An .npz for the map of a round: M's features (n, d) of the labelled, the queried and a sample of the others.
+
+        indices: int64 (n,); state: 0 unlabelled, 1 labelled, 2 queried.
+        """
+        queried = np.empty(0, np.int64) if query is None else query
+        sample = setting.random("features").permutation(setting.unlabelled)[:FEATURES_SAMPLE]
+        indices = np.unique(np.concatenate([setting.labelled, queried, sample]))
+        scan = setting.scanner.scan("features", setting.loader, indices, lambda x: {"features": model.backbone(x)}, model)
+        state = np.isin(indices, setting.labelled) + 2 * np.isin(indices, queried)
+        buffer = io.BytesIO()
+        np.savez(buffer, indices=indices, features=scan["features"].astype(np.float16), state=state.astype(np.uint8))
+        return buffer.getvalue()
+
     def _metrics(
         self, number: int, state: State, evaluation: Evaluation, query: np.ndarray | None, progress: Progress
     ) -> dict[str, Any]:
@@ -149,6 +169,7 @@ class Rounds:
             "metric": "accuracy",
             "value": float(evaluation.value),
             "classes": classes,
+            "pool_classes": np.bincount(self.dataset.oracle.label(self.dataset.pool), minlength=classes).tolist(),
             "per_class": [None if np.isnan(v) else float(v) for v in evaluation.per_class],
             "seconds": round(progress.seconds, 3),
             "preemptions": progress.attempts - 1,
