@@ -198,9 +198,11 @@ class World:
         try:
             collective(*arguments, **options)
         except RuntimeError as error:
+            reported = None
             with contextlib.suppress(RuntimeError):
-                if self._store.check(["error"]):
-                    raise ProcessFailed(self._store.get("error").decode()) from error
+                reported = self._store.get("error").decode() if self._store.check(["error"]) else None
+            if reported:
+                raise ProcessFailed(reported) from error
             raise ProcessLost(f"Process {self.rank} of {self.size} has lost the others: {error}") from error
 
 
@@ -228,6 +230,7 @@ def join(cuda: bool, minutes: float, agreed: tuple[type[Exception], ...] = ()) -
     if size == 1:
         yield ALONE
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # whose end others see first is no news
     import torch
     import torch.distributed as dist
 

@@ -25,7 +25,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """nn.SyncBatchNorm for CPUs, where torch has none."""
 
     def __init__(self, layer: nn.BatchNorm2d, world: World) -> None:
-        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        super().__init__(layer.num_features, layer.eps, layer.momentum, **like)
         self.load_state_dict(layer.state_dict())
         self.world = world
 
