@@ -35,7 +35,9 @@ from mal.training import _check_batches, descend
 
 # A server that has imported all, and forks a process in no time.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mal.round", "sklearn.datasets", "hydra", "pytest", "torch.distributed", "torch._dynamo"])
+SERVER.set_forkserver_preload(
+    ["mal.round", "sklearn.datasets", "hydra", "pytest", "torch.distributed", "torch._dynamo"]
+)
 SECONDS = 120
 
 
