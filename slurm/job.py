@@ -30,7 +30,7 @@ from mal import results
 from mal.chain import EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, is_locked, read_failure
 from mal.config import load_chain
 from mal.interrupt import EXIT_INTERRUPTED
-from mal.progress import read_progress
+from mal.progress import now, read_progress
 from mal.provenance import other_code
 from slurm.attempts import FOLDER, give_up, may_go_on, read_attempts, write_end, write_start
 from slurm.client import SlurmError, call
@@ -88,8 +88,7 @@ class Job:
     def run(self) -> int:
         """Work, and requeue where that helps; returns the exit status."""
         for attempt in count(1):
-            todo = [chain for chain in self.chains if results.committed_rounds(chain) < self._target(chain)]
-            causes = {chain: self._refuse(chain) for chain in todo}
+            causes = {chain: self._refuse(chain) for chain in self.chains if not self._reached(chain)}
             runs = self._supervise([chain for chain, cause in causes.items() if not cause])
             early = any(run.process.returncode not in (EXIT_DONE, EXIT_LOCKED) for run in runs)
             state = self._state() if early else "RUNNING"
@@ -104,8 +103,16 @@ class Job:
             return EXIT_LOCKED
         return EXIT_DONE if set(causes.values()) <= {"done"} else EXIT_INTERRUPTED
 
-    def _target(self, chain: Path) -> int:
-        return min(self.limits.until, load_chain(chain / results.CONFIG).rounds)
+    def _reached(self, chain: Path) -> bool:
+        """Whether nothing is left to do for the chain."""
+        committed = results.committed_rounds(chain)
+        try:
+            return committed >= min(self.limits.until, load_chain(chain / results.CONFIG).rounds)
+        except ValueError as error:  # cut or edited by hand
+            if not read_failure(chain):
+                note = {"error": f"ValueError: {error}", "traceback": "", "time": now()}
+                results.write_json(results.round_folder(chain, committed) / results.FAILED, note)
+            return False
 
     def _refuse(self, chain: Path) -> str:
         """Why the chain is not to be started: error, locked, or nothing."""

@@ -70,11 +70,11 @@ class Submitter:
         lacking: list[tuple[int, int, Submission]] = []
         for order, members in enumerate(self._groups(wanted, queued)):
             far = max((job.until for w in members for job in queued.get((w.method, w.seed), [])), default=0)
-            first = max(far, min(w.committed for w in members))
+            done = min(w.committed for w in members)
             names = self._names(members, queued)
-            for until in range(first + 1, max(w.target for w in members) + 1):
+            for until in range(max(far, done) + 1, max(w.target for w in members) + 1):
                 submission = Submission(self._job_name(names), names, until, members[0].dataset)
-                lacking.append((until - first, order, submission))
+                lacking.append((until - done, order, submission))
         return [submission for _, _, submission in sorted(lacking, key=lambda entry: entry[:2])]
 
     def script(self, submission: Submission) -> str:

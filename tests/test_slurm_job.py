@@ -1,0 +1,204 @@
+"""Jobs outlive what a cluster does to them; the longer study, with random moments, is tests/chaos.py."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from chains import SHORT, chain_config, outcome, run_chain_process, write_chain
+from slurm_cluster import cluster, shared_cluster, wait_until
+
+from mal import results
+from mal.chain import read_failure
+from slurm import attempts
+from slurm.attempts import read_attempts, write_end, write_start
+from slurm.local import LocalSlurm
+from slurm.squeue import read_queue
+from sweeps.cancel import main as cancel
+from sweeps.launch import main as launch
+
+__all__ = ["cluster", "shared_cluster"]
+LONG = ("minimax.epochs=8", "task.epochs=8", "checkpoint_minutes=0.01")
+ON_SLURM = ("cluster=slurm", "cluster.cpus_per_task=1", "cluster.gpus_per_node=0", "cluster.time.digits=10")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, object]:
+    """What chains of seeds 0 and 1 arrive at when nothing happens."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    found = {}
+    for seed in (0, 1):
+        folder = write_chain(runs, chain_config(*LONG, seed=seed))
+        assert run_chain_process(folder).returncode == 0
+        found[seed] = outcome(folder)
+    return found
+
+
+def chain(runs: Path, seed: int = 0) -> Path:
+    return results.chain_folder(runs, "digits", "mal", seed)
+
+
+def worker(folder: Path) -> psutil.Process | None:
+    """The process that does the chain's work, once it trains."""
+    number = results.committed_rounds(folder)
+    heartbeat = results.round_folder(folder, number) / results.CHECKPOINT / results.PROGRESS
+    state = json.loads(heartbeat.read_text()) if heartbeat.exists() else {}
+    alive = state.get("step") and psutil.pid_exists(state["pid"])
+    return psutil.Process(state["pid"]) if alive and "interrupted" not in state else None
+
+
+def training(folder: Path) -> psutil.Process:
+    """That process, as soon as it trains."""
+    wait_until(lambda: worker(folder), "the chain to train")
+    process = worker(folder)
+    assert process is not None
+    return process
+
+
+def finished(runs: Path, *seeds: int) -> bool:
+    return all(results.committed_rounds(chain(runs, seed)) == 2 for seed in seeds)
+
+
+def submit(runs: Path, *more: str) -> None:
+    assert launch([*SHORT, *LONG, *ON_SLURM, "methods=[mal]", "seeds=[0]", f"runs={runs}", *more]) == 0
+
+
+def causes(folder: Path) -> list[str]:
+    return [attempt.cause for attempt in read_attempts(folder)]
+
+
+@pytest.mark.slurm
+def test_preempted_chains_go_on_bit_for_bit(
+    cluster: LocalSlurm, tmp_path: Path, undisturbed: dict[int, object]
+) -> None:
+    submit(tmp_path, "seeds=2")
+    wait_until(lambda: worker(chain(tmp_path)) and worker(chain(tmp_path, 1)), "both to train")
+    cluster.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    wait_until(lambda: not worker(chain(tmp_path)), "the preemption")
+    wait_until(lambda: finished(tmp_path, 0, 1), "the chains", timeout_s=120)
+    for seed in (0, 1):
+        assert outcome(chain(tmp_path, seed)) == undisturbed[seed]
+        # in its grace it requeues itself, or Slurm does it at the grace's end
+        assert causes(chain(tmp_path, seed))[0] in ("preempted", "stopped", "")
+        assert read_attempts(chain(tmp_path, seed))[1].restart == 1
+
+
+@pytest.mark.slurm
+def test_killed_and_hung_processes_are_run_again(
+    cluster: LocalSlurm, tmp_path: Path, undisturbed: dict[int, object]
+) -> None:
+    submit(tmp_path, "seeds=2", "cluster.hang_minutes=0.2")
+    for seed, number in ((0, signal.SIGKILL), (1, signal.SIGSTOP)):
+        training(chain(tmp_path, seed)).send_signal(number)
+    wait_until(lambda: finished(tmp_path, 0, 1), "the chains", timeout_s=150)
+    assert "killed" in causes(chain(tmp_path, 0))
+    assert "hung" in causes(chain(tmp_path, 1))
+    assert outcome(chain(tmp_path, 0)) == undisturbed[0]
+    assert outcome(chain(tmp_path, 1)) == undisturbed[1]
+
+
+@pytest.mark.slurm
+def test_a_cancelled_job_stays_cancelled_and_a_launch_goes_on(
+    cluster: LocalSlurm, tmp_path: Path, undisturbed: dict[int, object]
+) -> None:
+    submit(tmp_path)
+    wait_until(lambda: worker(chain(tmp_path)), "it to train")
+    assert cancel([f"runs={tmp_path}", "name=digits", "method=mal", "seed=0"]) == 0
+    wait_until(lambda: not read_queue(), "the queue to drain")
+    assert causes(chain(tmp_path)) in (["stopped"], [""])  # SIGKILL may come before the last word
+    submit(tmp_path)
+    wait_until(lambda: finished(tmp_path, 0), "the chain", timeout_s=120)
+    assert outcome(chain(tmp_path)) == undisturbed[0]
+
+
+@pytest.mark.slurm
+def test_chains_of_a_pack_fail_each_by_itself(cluster: LocalSlurm, tmp_path: Path) -> None:
+    """Seed 0 finds a round that was tampered with; its error is recorded and not tried again."""
+    broken = results.round_folder(chain(tmp_path), 0)
+    results.write_json(broken / results.COMMITTED, {})
+    assert launch([*SHORT, *ON_SLURM, "methods=[mal]", "seeds=2", "cluster.pack=2", f"runs={tmp_path}"]) == 0
+    jobs = [job.id for job in read_queue()]
+    assert len(jobs) == 2
+    wait_until(lambda: not read_queue(), "the jobs", timeout_s=120)
+    assert results.committed_rounds(chain(tmp_path, 1)) == 2
+    failure = read_failure(chain(tmp_path))
+    assert failure is not None
+    assert "DamagedRun" in failure["error"]
+    assert causes(chain(tmp_path)) == ["error"]  # the second job left at once
+    assert {job.state for job in read_queue(jobs)} == {"FAILED"}
+    assert launch([*SHORT, *ON_SLURM, "methods=[mal]", "seeds=2", "cluster.pack=2", f"runs={tmp_path}"]) == 1
+    assert not read_queue()
+
+
+@pytest.mark.slurm
+def test_without_scontrol_slurm_itself_requeues(
+    cluster: LocalSlurm, tmp_path: Path, undisturbed: dict[int, object]
+) -> None:
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    for program in ("srun", "git", "sh"):
+        (bare / program).symlink_to(str(shutil.which(program)))
+    submit(tmp_path, f"cluster.setup=['export PATH={bare}']")
+    wait_until(lambda: worker(chain(tmp_path)), "it to train")
+    cluster.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    wait_until(lambda: finished(tmp_path, 0), "the chain", timeout_s=120)
+    assert read_attempts(chain(tmp_path))[-1].restart >= 0
+    assert len(read_attempts(chain(tmp_path))) >= 3
+    assert outcome(chain(tmp_path)) == undisturbed[0]
+
+
+@pytest.mark.slurm
+def test_a_job_of_two_nodes_goes_on_on_one(
+    cluster: LocalSlurm, tmp_path: Path, undisturbed: dict[int, dict[str, dict[str, bytes]]]
+) -> None:
+    submit(tmp_path, "cluster.nodes=2")
+    wait_until(lambda: worker(chain(tmp_path)), "it to train")
+    assert any(job.nodes == "n[1-2]" for job in read_queue())
+    cluster.run("sbatch", "--partition=high", "--nodes=1", "--exclusive", "--output=/dev/null", "--wrap=sleep 300")
+    wait_until(lambda: not worker(chain(tmp_path)), "the preemption")
+    wait_until(lambda: any(job.waiting for job in read_queue()), "the requeue")
+    assert cancel([f"runs={tmp_path}", "name=digits"]) == 0
+    submit(tmp_path, "cluster.nodes=1")
+    wait_until(lambda: finished(tmp_path, 0), "the chain", timeout_s=120)
+    found = outcome(chain(tmp_path))
+    for name in ("round-0", "round-1"):
+        assert found[name]["labeled"] == undisturbed[0][name]["labeled"]
+        assert found[name]["query"] == undisturbed[0][name]["query"]
+
+
+def test_budgets_count_attempts_without_anything_saved(tmp_path: Path) -> None:
+    folder = write_chain(tmp_path, chain_config())
+
+    def attempt(cause: str, saved: bool = False) -> bool:
+        started = write_start(folder, 1, 0, gpus=2)
+        if saved:
+            path = results.round_folder(folder, 0) / results.CHECKPOINT / "task.ckpt"
+            results.write_atomic(path, b"")
+            os.utime(path, (started + 1, started + 1))
+        write_end(folder, 1, 0, started, cause)
+        return attempts.may_go_on(cause, read_attempts(folder))
+
+    assert [attempt("killed") for _ in range(4)] == [True, True, True, False]
+    assert attempt("killed", saved=True)
+    assert all(attempt("preempted") for _ in range(20))
+    assert [attempt("timeout") for _ in range(3)] == [True, True, False]
+    assert attempt("timeout", saved=True)
+
+
+def test_an_attempt_that_was_cut_off_is_judged_by_the_next(tmp_path: Path) -> None:
+    folder = write_chain(tmp_path, chain_config())
+    started = write_start(folder, 7, 0, gpus=4)
+    heartbeat = results.round_folder(folder, 0) / results.CHECKPOINT / results.PROGRESS
+    results.write_json(heartbeat, {"updated": started + 100})
+    write_start(folder, 7, 1, gpus=4)
+    results.write_json(heartbeat, {"updated": started + 1000})
+    with (folder / "slurm" / "attempts.jsonl").open("a") as log:
+        log.write('{"event": "sta')  # a full disk
+    first, second = read_attempts(folder)
+    assert (first.cause, first.restart, first.gpus) == ("", 0, 4)
+    assert first.seconds == pytest.approx(100)
+    assert first.lost == pytest.approx(100)  # it saved nothing
+    assert second.restart == 1
