@@ -10,13 +10,14 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mal.method_keys import check_method
 from mal.registry import nearest
@@ -184,6 +185,8 @@ def load_chain(path: Path) -> Chain:
         chain = _structured(OmegaConf.load(path), str(path))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: launch the chain with sweeps/launch.py first.") from None
+    except YAMLError as error:
+        raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]}); it was cut or edited.") from None
     validate(chain)
     return chain
 
@@ -304,10 +307,11 @@ def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _chain(composed: DictConfig, seed: int) -> Chain:
     section = {k: v for k, v in composed.items() if k not in SWEEP_KEYS} | {"seed": seed}
-    pool = _pool_size(composed)
-    for key in ("initial", "budget"):
-        section[key] = _count(key, section[key], pool)
-    return _structured(OmegaConf.create(section), "The configuration")
+    chain = _structured(OmegaConf.create(section | {"initial": 1, "budget": 1}), "The configuration")
+    _check_numbers(chain)
+    pool = pool_size(chain.dataset)
+    initial, budget = (_count(key, section[key], pool) for key in ("initial", "budget"))
+    return replace(chain, initial=initial, budget=budget)
 
 
 def _structured(config: Any, what: str) -> Chain:
@@ -387,6 +391,10 @@ def _check_numbers(chain: Chain) -> None:
             raise ValueError(f"{key}={values[key]} is out of range: it must be 0 or above.")
     if len(chain.minimax.betas) != 2 or not all(0 <= beta < 1 for beta in chain.minimax.betas):
         raise ValueError(f"minimax.betas={chain.minimax.betas} must be two numbers from 0 to below 1.")
+    if not all(0 < ratio <= 1 for ratio in chain.dataset.imbalance or []):
+        raise ValueError(
+            f"dataset.imbalance={chain.dataset.imbalance} must be fractions of a class above 0, at most 1."
+        )
     if chain.dataset.pool is not None and not chain.dataset.classes <= chain.dataset.pool <= chain.dataset.train:
         raise ValueError(
             f"dataset.pool={chain.dataset.pool} is out of range: {chain.dataset.name} has {chain.dataset.train} "
@@ -403,17 +411,14 @@ def pool_size(dataset: Dataset) -> int:
     return math.ceil(share * sum(max(dataset.minimum, ratio * per_class) + 1 for ratio in dataset.imbalance))
 
 
-def _pool_size(composed: DictConfig) -> int:
-    known = {key: value for key, value in composed.dataset.items() if key in Dataset.__dataclass_fields__}
-    return pool_size(Dataset(**known))
-
-
 def _count(key: str, value: Any, pool: int) -> int:
     """A number of labels: as given, or a fraction of the pool where below 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{key}={value} is not a number of labels: give one above 0, or a fraction of the pool below 1.")
+        raise ValueError(
+            f"{key}={value} is not a number of labels: give one above 0, or a fraction of the pool below 1."
+        )
     if value < 1:
-        return max(1, int(value * pool))
+        return max(1, int(value * pool + 1e-9))  # 0.29 of 100 are 29, whatever floating point makes of them
     if value != int(value):
         raise ValueError(f"{key}={value} is neither a whole number of labels nor a fraction below 1.")
     if value > pool:
@@ -440,6 +445,8 @@ def _methods(base: DictConfig) -> list[str]:
     known = choices("method")
     if base.methods is None:
         return [name for name in PAPER_METHODS[base.dataset.task] if name in known]
+    if not isinstance(base.methods, str) and not OmegaConf.is_list(base.methods):
+        raise ValueError(f"methods={base.methods} is no list of names: e.g. methods=[mal,random].")
     methods = [base.methods] if isinstance(base.methods, str) else list(base.methods)
     if not methods:
         raise ValueError("methods=[] asks for no method: e.g. methods=[mal,random].")
