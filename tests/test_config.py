@@ -67,7 +67,12 @@ REFUSED = {
     "dry_run=perhaps": ("dry_run=perhaps", "true"),
     "rounds=1,2": ("rounds=1,2",),
     "methods=[mal": ("methods=[mal",),
-    "dataset.pool=5000": ("5000",),
+    "dataset.pool=5000": ("dataset.pool=5000", "1347"),
+    "dataset.pool=5": ("dataset.pool=5", "10 classes"),
+    "dataset.pool=some": ("dataset.pool", "some"),
+    "dataset.imbalance=0.5": ("dataset.imbalance", "list"),
+    "dataset.imbalance=[0.5,2]": ("dataset.imbalance=[0.5, 2.0]", "at most 1"),
+    "methods=3": ("methods=3", "list of names"),
 }
 
 
@@ -185,6 +190,12 @@ def test_numbers_below_one_are_fractions_of_the_pool(given: str, count: int) -> 
     assert chain.initial == count
 
 
+def test_fractions_are_not_shortened_by_floating_point() -> None:
+    assert 0.29 * 100 < 29
+    (chain,) = composed("dataset.pool=100", "initial=0.29", "budget=0.07", "rounds=2")
+    assert (chain.initial, chain.budget) == (29, 7)
+
+
 @pytest.mark.parametrize(("dataset", "initial", "budget"), [("cifar100", 1000, 1000)])
 def test_the_papers_protocol_is_the_default(dataset: str, initial: int, budget: int) -> None:
     (chain,) = composed(f"dataset={dataset}", "initial=0.02", "budget=0.02")
@@ -236,6 +247,7 @@ def test_a_chain_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         (lambda text: text.replace("budget: 20\n", ""), "budget"),
         (lambda text: text + "bugdet: 3\n", "bugdet"),
         (lambda text: text.replace("rounds: 2", "rounds: 0"), "rounds=0"),
+        (lambda text: text[: len(text) // 2] + "\n[", "not YAML"),
         (lambda text: text.replace("optimizer: adam", "optimizer: adm"), r"task\.optimizer=adm"),
     ],
 )
