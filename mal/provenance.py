@@ -29,7 +29,10 @@ def other_code(chain: Path) -> str | None:
     committed = results.committed_rounds(chain)
     if not committed:
         return None
-    before = results.read_json(results.round_folder(chain, committed - 1) / results.PROVENANCE).get("git_commit")
+    try:
+        before = results.read_json(results.round_folder(chain, committed - 1) / results.PROVENANCE).get("git_commit")
+    except results.DamagedRun:  # said by whoever goes on with the chain
+        return None
     commit, _ = git_state()
     if before is None or commit is None or before == commit:
         return None

@@ -37,6 +37,7 @@ from slurm.client import SlurmError, call
 from slurm.squeue import read_queue
 
 POLL_SECONDS = 0.1
+START_MINUTES = 10.0  # until the first sign of life: torch comes from a file system that may be busy
 LOCKED_TIMES = 5
 LOCK_MINUTES = 10.0  # to wait for another process on the chain, such as a job on a node that is cut off
 KILLED_MINUTES = 10.0  # to wait for the end of a preemption's grace where scontrol cannot be run
@@ -141,7 +142,7 @@ class Job:
 
     def _watch(self, run: Run) -> None:
         """Stop what is silent, and what would still be there at the time limit, which Slurm does not requeue."""
-        if self._silent(run) > 60 * self.limits.hang_minutes:
+        if self._silent(run):
             log.error("%s has shown no sign of life for %g minutes.", run.chain, self.limits.hang_minutes)
             run.hung = True
         elif self._left() < GUARD_SECONDS:
@@ -179,11 +180,13 @@ class Job:
             )
         return Run(chain, process, started, start)
 
-    def _silent(self, run: Run) -> float:
-        """Seconds since the last sign of life."""
+    def _silent(self, run: Run) -> bool:
+        """Whether the last sign of life is too long ago."""
         number = results.committed_rounds(run.chain)
         heartbeat = read_progress(results.round_folder(run.chain, number)) or {}
-        return time.time() - max(run.started, float(heartbeat.get("updated", 0.0)))
+        beat = float(heartbeat.get("updated", 0.0))
+        minutes = self.limits.hang_minutes + (START_MINUTES if beat < run.started else 0.0)
+        return time.time() - max(run.started, beat) > 60 * minutes
 
     def _state(self) -> str:
         """What Slurm calls this job: RUNNING unless cancelled, or requeued already; "" where it cannot be asked."""

@@ -369,7 +369,7 @@ CASES = {
     "no_scontrol": Case("preempted, no `scontrol` and no `squeue` on the node", no_scontrol, PLAIN),
     "timeout": Case("time limit, warned by SIGUSR2", timed_out, PLAIN, extra=SHORT),
     "limit": Case("time limit, deaf to the warning", out_of_time, PLAIN, extra=SHORT),
-    "hang": Case("hung (frozen) process", hung, PLAIN, extra=("cluster.hang_minutes=0.15",)),
+    "hang": Case("hung (frozen) process", hung, PLAIN, extra=("cluster.hang_minutes=0.3",)),
     "requeue": Case("`scontrol requeue`", requeued, PLAIN),
     "scancel": Case("`scancel` of one job of the chain", cancelled, PLAIN),
     "kill": Case("SIGKILL of the process", killed, PLAIN),
