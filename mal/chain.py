@@ -33,11 +33,11 @@ EXIT_DONE, EXIT_ERROR, EXIT_LOCKED = 0, 1, 76
 log = logging.getLogger("mal.chain")
 
 
-class ChainLocked(Exception):  # noqa: N818
+class ChainLocked(Exception):
     """Another process works on the chain."""
 
 
-class RoundFailed(Exception):  # noqa: N818
+class RoundFailed(Exception):
     """A round of the chain raised an error before, and nobody has asked to try again."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-
 from typing import TypeVar
 
 import torch
@@ -66,6 +65,6 @@ def prepare_device(config: Chain, world: World = ALONE) -> Device:
         if world.size > 1:
             torch.cuda.set_device(world.local % torch.cuda.device_count())
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     bf16 = config.precision == "bf16"
     return Device(torch.device("cuda" if cuda else "cpu"), bf16, world, config.sync_batch_norm)

@@ -12,7 +12,7 @@ from mal.distributed import ALONE, World
 EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: run it again
 
 
-class Interrupted(Exception):  # noqa: N818 (no error: the run goes on later)
+class Interrupted(Exception):
     """The process was asked to leave; its state is on disk."""
 
 

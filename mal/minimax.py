@@ -60,9 +60,7 @@ def entropy(logits: Tensor) -> Tensor:
     return -(p * (p + EPSILON).log()).sum(dim=1).mean()
 
 
-def discriminator_loss(
-    labelled: Tensor, unlabelled: Tensor, weights: tuple[float, float] = (1.0, 1.0)
-) -> Tensor:
+def discriminator_loss(labelled: Tensor, unlabelled: Tensor, weights: tuple[float, float] = (1.0, 1.0)) -> Tensor:
     """Binary cross-entropy of D's logits: labelled are 1, unlabelled 0 (Eq. 3, a mean over each side, then their sum).
 
     weights: those of the two sides' inputs (`mal.training.Inputs`).
@@ -79,7 +77,10 @@ class MinimaxObjective:
         self.modules = {"encoder": encoder, "classifier": classifier, "discriminator": discriminator}
         betas = (config.betas[0], config.betas[1])
         self.game = torch.optim.Adam(
-            [{"params": encoder.parameters(), "lr": config.lr_f}, {"params": classifier.parameters(), "lr": config.lr_c}],
+            [
+                {"params": encoder.parameters(), "lr": config.lr_f},
+                {"params": classifier.parameters(), "lr": config.lr_c},
+            ],
             betas=betas,
             weight_decay=config.weight_decay,
             fused=True,
@@ -112,7 +113,7 @@ class MinimaxObjective:
             features = self.networks.encoder(inputs.images)
             loss = entropy(self.networks.classifier(features, reverse=True).float()) * inputs.weight
         if playing:
-            # Descending -H, the prototypes ascend H; reversed below them, the gradient lets the bottleneck and F descend it.
+            # Descending -H, the prototypes ascend H; below them the gradient is reversed: the bottleneck and F descend.
             descend(self.game, -self.config.entropy_weight * loss, self.device.world)
         return features.detach(), loss.detach()
 

@@ -36,7 +36,7 @@ def check_labelled(labelled: np.ndarray, pool: np.ndarray, source: Path | str) -
     if len(labelled) == 0 or np.any(np.diff(labelled) <= 0):
         raise DamagedRun(f"{source}: the labelled indices are empty, unsorted or repeated; the file was edited.")
     if len(strangers := np.setdiff1d(labelled, pool)):
-        raise DamagedRun(f"{source}: {len(strangers)} indices, e.g. {strangers[0]}, are not of this pool of {len(pool)}.")
+        raise DamagedRun(f"{source}: {len(strangers)} indices, e.g. {strangers[0]}, are not of this pool.")
 
 
 def check_query(query: np.ndarray, budget: int, candidates: np.ndarray, source: Path | str) -> None:

@@ -85,5 +85,3 @@ def read_progress(round_folder: Path) -> dict[str, Any] | None:
 def now() -> str:
     """The time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def derive(*parts: int | str) -> int:
-    """A 128-bit key for a purpose, e.g. `derive(seed, round, "task", "batch", epoch)`; distinct parts, distinct keys."""
+    """A 128-bit key for a purpose, e.g. `derive(seed, round, "task", "epoch", 3)`; distinct parts, distinct keys."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
 

@@ -1,11 +1,11 @@
 """One round of a chain, from what is on disk to its commit.
 
-    labelled, unlabelled = ledger of the round      # round 0: the initial pool, drawn from (dataset, seed) alone
-    method.fit()                                    # MAL: F, C, D by Algorithm 1; a baseline: whatever it needs
-    model = task model M (Algorithm 3)              # evaluated on the test set
-    scores = method.score(model)                    # every unlabelled index exactly once, no augmentation
-    query = method.select(scores, budget)           # absolute pool indices, in order of choice
-    commit
+labelled, unlabelled = ledger of the round      # round 0: the initial pool, drawn from (dataset, seed) alone
+method.fit()                                    # MAL: F, C, D by Algorithm 1; a baseline: whatever it needs
+model = task model M (Algorithm 3)              # evaluated on the test set
+scores = method.score(model)                    # every unlabelled index exactly once, no augmentation
+query = method.select(scores, budget)           # absolute pool indices, in order of choice
+commit
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class Rounds:
         files[results.METRICS] = self._metrics(number, state, evaluation, query, progress)
         files[results.HISTORY] = setting.trainer.history
         if self.config.keep_model or self.config.task.init == "continue":
-            files[results.MODEL] = safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()})
+            weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+            files[results.MODEL] = safetensors.torch.save(weights)
         if features is not None:
             files[results.FEATURES] = features
         files[results.PROVENANCE] = self._provenance(state, progress)
@@ -103,10 +104,10 @@ class Rounds:
         labels = self.dataset.oracle.label(state.labelled)
         visible = visible_labels(len(self.dataset.images), state.labelled, labels)
         loader = MemoryLoader(self.dataset.images, visible, self.device.torch)
-        identity = hashlib.sha256(f"{self.config.fingerprint()}/{state.parent}/{self.dataset.digest}".encode()).hexdigest()
+        origin = f"{self.config.fingerprint()}/{state.parent}/{self.dataset.digest}"
         trainer = Trainer(
             folder=folder / results.CHECKPOINT,
-            identity=identity,
+            identity=hashlib.sha256(origin.encode()).hexdigest(),
             key=(self.config.seed, number),
             loader=loader,
             augmentation=self.augmentation,
@@ -147,7 +148,8 @@ class Rounds:
         queried = np.empty(0, np.int64) if query is None else query
         sample = setting.random("features").permutation(setting.unlabelled)[:FEATURES_SAMPLE]
         indices = np.unique(np.concatenate([setting.labelled, queried, sample]))
-        scan = setting.scanner.scan("features", setting.loader, indices, lambda x: {"features": model.backbone(x)}, model)
+        by_backbone = lambda images: {"features": model.backbone(images)}  # noqa: E731
+        scan = setting.scanner.scan("features", setting.loader, indices, by_backbone, model)
         state = np.isin(indices, setting.labelled) + 2 * np.isin(indices, queried)
         buffer = io.BytesIO()
         np.savez(buffer, indices=indices, features=scan["features"].astype(np.float16), state=state.astype(np.uint8))

@@ -52,7 +52,7 @@ class Evaluation:
 
 
 def schedule(name: str, progress: float) -> float:
-    """The factor on the learning rate at a share of the training: constant, cosine, or a tenth after each quarter (VAAL)."""
+    """The factor on the learning rate at a share of training: constant, cosine, a tenth after each quarter (VAAL)."""
     if name == "constant":
         return 1.0
     if name == "cosine":

@@ -45,8 +45,15 @@ class Inputs:
 class Objective(Protocol):
     """What a phase optimises: its networks, its optimisers, and one step."""
 
-    modules: Mapping[str, nn.Module]
-    optimizers: Mapping[str, torch.optim.Optimizer]
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The networks by name, whose weights a checkpoint keeps."""
+        ...
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """The optimisers by name, whose state a checkpoint keeps."""
+        ...
 
     def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
         """Update the networks once, by `descend`; progress: t / steps, in [0, 1).
@@ -213,6 +220,6 @@ def _check_batches(streams: Mapping[str, TrainingStream], world: World) -> None:
 
 
 def steps_of(epochs: float, epoch_of: str, pool: int, labelled: int, batch: int) -> int:
-    """Steps of a phase: an epoch is pool / batch steps (the default, as in the authors' VAAL code) or labelled / batch."""
+    """Steps of a phase: an epoch is pool / batch steps (the default, as the authors' VAAL code) or labelled / batch."""
     images = pool if epoch_of == "pool" else labelled
     return max(1, math.ceil(epochs * images / min(batch, images)))

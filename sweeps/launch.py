@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sys
 
-from mal.config import CONF, GROUPS, Sweep, choices, compose_sweep
+from mal.compose import GROUPS, Sweep, compose_sweep
+from mal.config import CONF, choices
 
 EXIT_USAGE = 2
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mal import results
 from mal.chain import clear_failure, is_locked, read_failure
-from mal.config import Chain, Sweep, differences, load_chain, save_chain
+from mal.compose import Sweep
+from mal.config import Chain, differences, load_chain, save_chain
 from mal.pool import read_history
 from mal.progress import read_progress
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mal import results
-from mal.config import Sweep, load_chain
+from mal.compose import Sweep
+from mal.config import load_chain
 from mal.provenance import other_code
 from slurm.client import SlurmError, slurm_answers
 from slurm.partitions import read_partitions

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from mal import results
-from mal.config import Chain, compose_sweep, save_chain
+from mal.compose import compose_sweep
+from mal.config import Chain, save_chain
 from mal.data.augment import Augmentation
 from mal.data.loader import MemoryLoader
 from mal.device import Device

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from mal import results
-from mal.config import Chain, compose_sweep
+from mal.compose import compose_sweep
+from mal.config import Chain
 from mal.data.dataset import load
 from mal.device import prepare_device
 from mal.interrupt import Interrupt

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from chains import CPU, made_up_images, plain_augmentation
 
+from mal.compose import compose_sweep
 from mal.config import Dataset as Spec
-from mal.config import compose_sweep
 from mal.data.augment import Augmentation, build_augmentation, pixel_statistics
 from mal.data.loader import MemoryLoader
 

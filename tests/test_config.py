@@ -9,16 +9,8 @@ from typing import Any
 import pytest
 from chains import ROOT, chain_config, environment
 
-from mal.config import (
-    Chain,
-    choices,
-    compose_sweep,
-    differences,
-    load_chain,
-    pool_size,
-    save_chain,
-    validate,
-)
+from mal.compose import compose_sweep
+from mal.config import Chain, choices, differences, load_chain, pool_size, save_chain, validate
 
 
 def composed(*overrides: str) -> list[Chain]:
@@ -176,7 +168,7 @@ def test_seeds_are_a_number_of_them_or_a_list() -> None:
 
 
 def test_the_default_methods_are_the_papers_that_are_there() -> None:
-    from mal.config import PAPER_METHODS
+    from mal.compose import PAPER_METHODS
 
     names = compose_sweep(["dataset=cifar100", "seeds=1"]).methods
     assert names == [name for name in PAPER_METHODS["classification"] if name in choices("method")]

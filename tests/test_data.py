@@ -11,8 +11,8 @@ from chains import CPU, chain_config, made_up_images
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mal.compose import compose_sweep
 from mal.config import Dataset as Spec
-from mal.config import compose_sweep
 from mal.data.dataset import choose_pool, load, thin
 from mal.data.loader import HIDDEN, MemoryLoader, TrainingStream, in_order, visible_labels
 from mal.data.sources import Split, pool_hash, stratified

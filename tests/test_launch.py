@@ -16,7 +16,8 @@ from chains import ROOT, SHORT, environment, launch, outcome, python, write_chai
 
 from mal import results
 from mal.chain import is_locked, read_failure, run_chain
-from mal.config import CONF, choices, compose_sweep
+from mal.compose import compose_sweep
+from mal.config import CONF, choices
 from mal.interrupt import Interrupt
 from mal.progress import read_progress
 from sweeps.launch import help_text, main

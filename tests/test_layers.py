@@ -14,6 +14,7 @@ LAYERS = [
     {"mal", "mal.registry", "mal.rng", "mal.results", "mal.acquisition", "mal.distributed"},
     {"mal.method_keys", "mal.provenance", "mal.models.batch_norm"},
     {"mal.config"},
+    {"mal.compose"},
     {"mal.interrupt", "mal.device", "mal.pool", "mal.checkpoint"},
     {"mal.progress"},
     {"mal.data", "mal.models"},
@@ -25,7 +26,16 @@ LAYERS = [
     {"slurm"},
     {"sweeps"},
 ]
-LOGIN_NODE = {"mal.config", "mal.results", "mal.registry", "mal.rng", "mal.pool", "mal.method_keys", "mal.provenance"}
+LOGIN_NODE = {
+    "mal.config",
+    "mal.compose",
+    "mal.results",
+    "mal.registry",
+    "mal.rng",
+    "mal.pool",
+    "mal.method_keys",
+    "mal.provenance",
+}
 HEAVY = {"torch", "torchvision", "torchmetrics", "sklearn", "scipy", "pandas", "matplotlib", "seaborn", "numba", "ffcv"}
 
 

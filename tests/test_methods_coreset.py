@@ -53,7 +53,7 @@ def test_refused_in_advance_where_the_features_do_not_fit(tmp_path, monkeypatch,
 @pytest.mark.parametrize(("backbone", "size"), [("small_cnn", 16), ("resnet18", 512), ("vgg16_bn", 25088)])
 def test_feature_size_is_known_without_the_network(backbone, size):
     overrides = [f"backbone={backbone}"] + (["backbone.width=4"] if backbone == "small_cnn" else [])
-    from mal.config import compose_sweep
+    from mal.compose import compose_sweep
 
     config = compose_sweep(["dataset=digits", "methods=[coreset]", *overrides]).chains[0]
     assert feature_size(config) == size

@@ -12,7 +12,8 @@ import torch
 from method_settings import build, chain, images, setting, task_model
 from omegaconf import OmegaConf
 
-from mal.config import CONF, choices, compose_sweep
+from mal.compose import compose_sweep
+from mal.config import CONF, choices
 from mal.method_keys import CHOICES, NUMBERS
 from mal.methods import METHODS
 from mal.methods.mal import RULES
@@ -212,7 +213,7 @@ def test_tables_of_keys_name_keys_that_exist(every):
 
 
 def test_methods_are_checked_without_torch():
-    code = "import sys, mal.config; mal.config.compose_sweep(['methods=[vaal]']); assert 'torch' not in sys.modules"
+    code = "import sys, mal.config; mal.compose.compose_sweep(['methods=[vaal]']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

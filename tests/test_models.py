@@ -39,7 +39,7 @@ def resnet() -> nn.Module:
 
 @pytest.mark.parametrize("name", PAPER)
 def test_parameter_counts_are_those_of_the_paper(name: str) -> None:
-    from mal.config import compose_sweep
+    from mal.compose import compose_sweep
     from mal.device import Device
     from mal.minimax import build_networks
 

@@ -80,7 +80,7 @@ def test_initial_pools_are_uniform() -> None:
 
 
 def test_all_methods_of_a_sweep_start_from_the_same_pool_and_seeds_differ() -> None:
-    from mal.config import compose_sweep
+    from mal.compose import compose_sweep
 
     sweep = compose_sweep(["dataset=digits", "methods=[mal,random,entropy,mal_init_random]", "seeds=2"])
     starts: dict[int, set[tuple[int, ...]]] = {0: set(), 1: set()}

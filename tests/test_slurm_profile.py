@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from slurm_cluster import cluster, shared_cluster
 
-from mal.config import compose_sweep
+from mal.compose import compose_sweep
 from slurm.local import LocalSlurm
 from slurm.partitions import NodeKind, Partition, parse_gpus, parse_minutes, read_partitions
 from slurm.profile import Profile, check_against, load_profile, submitit_parameters

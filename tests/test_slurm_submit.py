@@ -13,7 +13,7 @@ from chains import SHORT, environment, outcome, run_chain_process, write_chain
 from slurm_cluster import cluster, shared_cluster, short_folder, wait_until
 
 from mal import results
-from mal.config import compose_sweep
+from mal.compose import compose_sweep
 from slurm.attempts import read_attempts
 from slurm.local import LocalSlurm
 from slurm.local_conf import ClusterShape

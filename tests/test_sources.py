@@ -18,8 +18,8 @@ from chains import made_up_images
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mal.compose import compose_sweep
 from mal.config import Dataset as Spec
-from mal.config import compose_sweep
 from mal.data import sources
 from mal.data.dataset import load
 

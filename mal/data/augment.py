@@ -82,7 +82,7 @@ def build_augmentation(spec: Spec, images: np.ndarray, pool: np.ndarray, device:
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation a channel of uint8 (N, C, H, W) in units of 1/255 brightness, exactly, by histogram."""
+    """Mean and standard deviation of each channel of uint8 (N, C, H, W), scaled to [0, 1]; exactly, by histogram."""
     mean, std = [], []
     values = np.arange(256) / 255
     for channel in range(images.shape[1]):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mal.config import Dataset as Spec
-from mal.data.sources import SOURCES, Split, stratified, check_split, pool_hash
+from mal.data.sources import SOURCES, Split, check_split, pool_hash, stratified
 from mal.pool import Oracle
 from mal.rng import generator
 
@@ -42,7 +42,7 @@ def load(spec: Spec, data: Path, seed: int) -> Dataset:
 
 
 def choose_pool(spec: Spec, labels: np.ndarray, seed: int) -> np.ndarray:
-    """The pool's absolute indices, int64 sorted: all, or `dataset.pool` of them, then thinned by `dataset.imbalance`."""
+    """The pool's absolute indices, int64 sorted: all or `dataset.pool` of them, thinned by `dataset.imbalance`."""
     pool = np.arange(len(labels))
     if spec.pool is not None:
         pool = stratified(labels, spec.pool, generator("pool", spec.source, spec.pool))

@@ -72,8 +72,8 @@ class TrainingStream:
         """int64 (batch,) absolute indices of step t, from 0."""
         first, count = t * self.batch, len(self._indices)
         at = np.arange(first, first + self.batch)
-        parts = [self._epoch(epoch)[at[at // count == epoch] % count] for epoch in range(at[0] // count, at[-1] // count + 1)]
-        return np.concatenate(parts)
+        epochs = range(at[0] // count, at[-1] // count + 1)
+        return np.concatenate([self._epoch(epoch)[at[at // count == epoch] % count] for epoch in epochs])
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:

@@ -54,8 +54,8 @@ def read_fashion_mnist(spec: Spec, data: Path) -> tuple[Split, Split]:
     folder = next((p for p in places if any(p.glob("train-images-idx3-ubyte*"))), None)
     if folder is None:
         raise ValueError(
-            f"fashion_mnist: no train-images-idx3-ubyte[.gz] in {' or '.join(map(str, places))}. Put the four idx files "
-            "there, set data=DIR, or install Debian's package dataset-fashion-mnist."
+            f"fashion_mnist: no train-images-idx3-ubyte[.gz] in {' or '.join(map(str, places))}. Put the four idx "
+            "files there, set data=DIR, or install Debian's package dataset-fashion-mnist."
         )
     splits = []
     for part in ("train", "t10k"):
@@ -67,7 +67,7 @@ def read_fashion_mnist(spec: Spec, data: Path) -> tuple[Split, Split]:
 
 @SOURCES.register("cifar100")
 def read_cifar100(spec: Spec, data: Path) -> tuple[Split, Split]:
-    """CIFAR100's python version (DATA/cifar-100-python/{train,test}), the files that torchvision unpacks; read without running code from them."""
+    """CIFAR100's python version, DATA/cifar-100-python/{train,test} as torchvision unpacks it; no code of it is run."""
     folder = data / "cifar-100-python"
     return _read_cifar100(folder / "train"), _read_cifar100(folder / "test")
 
@@ -95,7 +95,7 @@ def pool_hash(train: Split, pool: np.ndarray) -> str:
     digest = hashlib.sha256()
     for array in (pool, train.images, train.labels):
         digest.update(str((array.dtype.str, array.shape)).encode())
-        digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -124,7 +124,7 @@ def _read_idx(folder: Path, stem: str, dimensions: int) -> np.ndarray:
     shape = tuple(np.frombuffer(content, dtype=">u4", count=dimensions, offset=4).astype(int))
     if len(content) != header + int(np.prod(shape)):
         raise ValueError(
-            f"{path} holds {len(content) - header} bytes of data where its header says {int(np.prod(shape))}: it is cut."
+            f"{path} holds {len(content) - header} bytes of data, its header says {int(np.prod(shape))}: it is cut."
         )
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 

@@ -17,7 +17,9 @@ from mal.registry import Registry
 class BuildBackbone(Protocol):
     """Builds a backbone from its configuration and the number of image channels."""
 
-    def __call__(self, config: dict[str, Any], channels: int) -> nn.Module: ...
+    def __call__(self, config: dict[str, Any], channels: int) -> nn.Module:
+        """config: the section `backbone`."""
+        ...
 
 
 BACKBONES: Registry[BuildBackbone] = Registry("backbone")
