@@ -37,7 +37,7 @@ from slurm.client import SlurmError, call
 from slurm.squeue import read_queue
 
 POLL_SECONDS = 0.1
-START_MINUTES = 10.0  # until the first sign of life: torch comes from a file system that may be busy
+START_MINUTES = 1.0  # at least, until the first sign of life: torch comes from a file system that may be busy
 LOCKED_TIMES = 5
 LOCK_MINUTES = 10.0  # to wait for another process on the chain, such as a job on a node that is cut off
 KILLED_MINUTES = 10.0  # to wait for the end of a preemption's grace where scontrol cannot be run
@@ -185,7 +185,7 @@ class Job:
         number = results.committed_rounds(run.chain)
         heartbeat = read_progress(results.round_folder(run.chain, number)) or {}
         beat = float(heartbeat.get("updated", 0.0))
-        minutes = self.limits.hang_minutes + (START_MINUTES if beat < run.started else 0.0)
+        minutes = max(self.limits.hang_minutes, START_MINUTES if beat < run.started else 0.0)
         return time.time() - max(run.started, beat) > 60 * minutes
 
     def _state(self) -> str:
