@@ -249,8 +249,8 @@ def test_an_error_is_recorded_with_its_traceback_and_not_tried_again(tmp_path: P
     config = replace(chain_config(method="random"), data=str(tmp_path / "nothing"))
     config = replace(config, dataset=replace(config.dataset, source="cifar100"))
     folder = write_chain(tmp_path, config)
-    ended = run_chain_process(folder)
-    assert ended.returncode == 1
+    with pytest.raises(ValueError, match="cifar-100-python/train is missing"):
+        run_chain(folder, None, Interrupt())
     failure = read_failure(folder)
     assert failure is not None
     assert failure["error"].startswith("ValueError: ")

@@ -271,7 +271,9 @@ def test_a_chain_that_runs_elsewhere_is_left_to_it(copy: Path, capsys: pytest.Ca
 # ------------------------------------------------------------------------- stopped, killed, failed
 
 
-def test_a_failed_chain_does_not_stop_the_others_and_the_exit_status_tells(tmp_path: Path) -> None:
+def test_a_failed_chain_does_not_stop_the_others_and_the_exit_status_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # At such a rate F diverges in its first step, and MAL's scores are NaN; random has no F.
     asked = [*SWEEP, "methods=[mal,random]", "minimax.lr_f=1e30", "cluster.workers=1", f"runs={tmp_path}"]
     ended = launch(*asked)
@@ -284,14 +286,14 @@ def test_a_failed_chain_does_not_stop_the_others_and_the_exit_status_tells(tmp_p
     assert "NaN" in failure["error"]
     assert "failed in round 0: ValueError" in ended.stdout
     before = files(tmp_path)
-    again = launch(*asked)
-    assert again.returncode == 1
-    assert "failed in round 0" in again.stdout
-    assert "retry=true" in again.stdout
-    assert "0 of 2 chains to run" in again.stdout
+    assert main(asked) == 1
+    again = capsys.readouterr().out
+    assert "failed in round 0" in again
+    assert "retry=true" in again
+    assert "0 of 2 chains to run" in again
     assert files(tmp_path) == before
-    retried = launch(*asked, "retry=true", "dry_run=true")
-    assert "1 of 2 chains to run" in retried.stdout
+    assert main([*asked, "retry=true", "dry_run=true"]) == 0
+    assert "1 of 2 chains to run" in capsys.readouterr().out
 
 
 def started(arguments: list[str], chain: Path, attempt: int) -> subprocess.Popen[str]:
