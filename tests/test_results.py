@@ -163,6 +163,26 @@ def test_a_write_leaves_the_old_file_or_the_new_one_and_no_part(
     assert path.read_bytes() == b"new"
 
 
+def test_data_are_on_the_disk_before_their_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def note_sync(descriptor: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def note_replace(self: Path, target: Path) -> Path:
+        done.append("renamed")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_replace)
+    results.write_atomic(tmp_path / "file", b"x")
+    (temporary, *rest) = done
+    assert temporary.startswith(".file.")
+    assert rest == ["renamed", tmp_path.name]
+
+
 def test_indices_are_always_int64(tmp_path: Path) -> None:
     for dtype in (np.int32, np.uint16, np.int64):
         results.write_indices(tmp_path / "i.npy", np.arange(8, dtype=dtype)[::2])

@@ -153,6 +153,29 @@ def test_the_undisturbed_phase_learns_and_depends_on_its_key(tmp_path: Path, und
         assert end(*attempt(tmp_path / str(number), "sgd", key=key)) != reference
 
 
+def test_each_step_draws_new_noise_and_the_same_when_resumed(tmp_path: Path) -> None:
+    def noise(folder: Path, stop: int | None = None) -> list[float]:
+        interrupt, drawn = Interrupt(), []
+
+        def draws(inputs: Any, progress: float) -> dict[str, Tensor]:
+            drawn.append(torch.rand(1).item())
+            interrupt.cause = "a test" if len(drawn) == stop else None
+            return {}
+
+        objective = Counter()
+        objective.step = draws  # type: ignore[method-assign]
+        trainer = trainer_in(folder, loader(), interrupt)
+        try:
+            trainer.run("phase", objective, INDICES, BATCH, STEPS)
+        except Interrupted:
+            return drawn + noise(folder)
+        return drawn
+
+    whole = noise(tmp_path / "whole")
+    assert len(set(whole)) == STEPS
+    assert noise(tmp_path / "resumed", stop=3) == whole
+
+
 class Counter:
     """One weight that counts its steps; the loss is t."""
 
