@@ -131,15 +131,14 @@ def each_chain(trial: Trial, hit: Callable[[int], bool]) -> None:
             time.sleep(0.05)
 
 
-def all_chains(trial: Trial, hit: Callable[[], None], times: int | None = None) -> None:
-    """Hit the cluster at random moments; every chain on a node at that moment counts."""
-    for _ in range(times or trial.seeds):
+def all_chains(trial: Trial, hit: Callable[[], int], times: int = 2) -> None:
+    """Hit the cluster at random moments; `hit` returns how many jobs were hit."""
+    for _ in range(times):
         wait_for(lambda: trial.running() or trial.done(), "jobs to start")
         trial.pause(0.5)
         if trial.done():
             return
-        trial.injected += len(trial.running())
-        hit()
+        trial.injected += hit()
 
 
 # ---------------------------------------------------------------------------------------------- faults
@@ -148,12 +147,14 @@ def all_chains(trial: Trial, hit: Callable[[], None], times: int | None = None) 
 def preempted(trial: Trial) -> None:
     """A job of a higher partition takes both nodes for a second."""
 
-    def hit() -> None:
+    def hit() -> int:
+        found = len(trial.running())
         command = ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
         job = int(trial.cluster.run(*command, "--wrap=sleep 1"))
         wait_for(lambda: not any(j.id == job for j in read_queue()), "the preempting job")
+        return found
 
-    all_chains(trial, hit, times=2)
+    all_chains(trial, hit)
 
 
 def timed_out(trial: Trial) -> None:
@@ -226,12 +227,12 @@ def killed_saving(trial: Trial) -> None:
 
 def node_lost(trial: Trial) -> None:
     """A node dies with everything on it, and comes back later."""
-    all_chains(trial, lambda: _lose_node(trial, with_jobs=True), times=2)
+    all_chains(trial, lambda: _lose_node(trial, with_jobs=True))
 
 
 def node_cut_off(trial: Trial) -> None:
     """Slurm loses sight of a node whose jobs run on, and starts them elsewhere."""
-    all_chains(trial, lambda: _lose_node(trial, with_jobs=False), times=2)
+    all_chains(trial, lambda: _lose_node(trial, with_jobs=False))
 
 
 def every_process_signalled(trial: Trial) -> None:
@@ -278,6 +279,24 @@ def no_scontrol(trial: Trial) -> None:
     preempted(trial)
 
 
+def rank_signalled(trial: Trial) -> None:
+    """SIGTERM to rank 1 of two alone: both save and leave."""
+
+    def hit(seed: int) -> bool:
+        return _signal([p for p in trial.workers(seed) if p.environ().get("SLURM_PROCID") == "1"], signal.SIGTERM)
+
+    each_chain(trial, hit)
+
+
+def rank_killed(trial: Trial) -> None:
+    """SIGKILL of rank 1 of two."""
+
+    def hit(seed: int) -> bool:
+        return _signal([p for p in trial.workers(seed) if p.environ().get("SLURM_PROCID") == "1"], signal.SIGKILL)
+
+    each_chain(trial, hit)
+
+
 # ---------------------------------------------------------------------------------------------- helpers
 
 
@@ -313,16 +332,17 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _lose_node(trial: Trial, with_jobs: bool) -> None:
-    busy = sorted({job.nodes for job in trial.running()})
+def _lose_node(trial: Trial, with_jobs: bool) -> int:
+    busy = [job.nodes for job in trial.running()]
     if not busy:
-        return
-    node = trial.rng.choice(busy)
+        return 0
+    node = trial.rng.choice(sorted(set(busy)))
     trial.cluster.kill_node(node, with_jobs=with_jobs)
     trial.cluster.wait_nodes("down", [node])
     time.sleep(1)
     trial.cluster.start_node(node)
     wait_for(lambda: "down" not in trial.cluster.run("sinfo", "--noheader", "--format=%T"), "the node to return")
+    return busy.count(node)
 
 
 def _check_no_doubles(trial: Trial) -> None:
@@ -352,6 +372,7 @@ class Case:
 
 
 PLAIN = ClusterShape(grace_s=5, kill_wait_s=3, slurmd_timeout_s=3, gpus_per_node=0)
+BOTH = ("cluster.nodes=2",)
 SHORT = ("cluster.time.default=3",)
 CASES = {
     "preempt": Case("preempted, 5 s of grace", preempted, PLAIN),
@@ -377,6 +398,9 @@ CASES = {
     "workers": Case("SIGTERM to every process of the step", every_process_signalled, PLAIN),
     "node": Case("node lost with its jobs", node_lost, PLAIN),
     "cut_off": Case("node cut off, its jobs running on", node_cut_off, PLAIN),
+    "two_preempt": Case("two-node job preempted", preempted, PLAIN, extra=BOTH),
+    "two_signal": Case("two-node job, SIGTERM to rank 1 alone", rank_signalled, PLAIN, extra=BOTH),
+    "two_kill": Case("two-node job, SIGKILL of rank 1", rank_killed, PLAIN, extra=BOTH),
     "controller": Case("slurmctld restarted during the launch", controller_restarted, PLAIN, launched=False),
     "launcher": Case("launcher killed after sbatch, launched again", launcher_killed, PLAIN, launched=False),
     "launchers": Case("two launchers at once", two_launchers, PLAIN, launched=False),
@@ -438,6 +462,11 @@ def study(case: Case, reference: Path, span: float, seeds: int, rng: random.Rand
             bare = _bare_path(cluster.folder / "bin")
             extra.append(f"cluster.setup=['export PATH={bare}']")
         trial = Trial(cluster, cluster.folder / "runs", seeds, rng, span, extra)
+        if case.extra == BOTH:  # equal to what two processes arrive at undisturbed
+            calm = Trial(cluster, cluster.folder / "calm", seeds, rng, span, extra)
+            calm.launch()
+            _finish(calm)
+            reference = calm.runs
         if case.launched:
             trial.launch()
         case.fault(trial)
