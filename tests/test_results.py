@@ -1,6 +1,7 @@
 """Commits: all or nothing, checked by hash, never changed; and the run folder's names."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
