@@ -169,7 +169,7 @@ def test_data_are_on_the_disk_before_their_name_is(tmp_path: Path, monkeypatch: 
     sync, replace = os.fsync, Path.replace
 
     def note_sync(descriptor: int) -> None:
-        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         sync(descriptor)
 
     def note_replace(self: Path, target: Path) -> Path:
