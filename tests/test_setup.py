@@ -20,9 +20,7 @@ URL_OR_HOST = re.compile(r"://|--(extra-)?index|--find-links|\b[\w-]+\.(com|org|
 # Folders in which a machine keeps its users' files, and the hosts that Python's, Debian's, npm's, conda's and
 # PyTorch's packages come from.
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(work|home|root|Users)/\w")
-REGISTRY = re.compile(
-    r"pypi\.\w|(pythonhosted|deb\.debian|npmjs|anaconda|download\.pytorch)\.(org|com)", re.I
-)
+REGISTRY = re.compile(r"pypi\.\w|(pythonhosted|deb\.debian|npmjs|anaconda|download\.pytorch)\.(org|com)", re.I)
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:
