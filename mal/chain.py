@@ -29,6 +29,7 @@ from mal.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
 from mal.progress import now, read_progress
 
 EXIT_DONE, EXIT_ERROR, EXIT_LOCKED = 0, 1, 76
+LOOK_SECONDS = 2.0
 
 log = logging.getLogger("mal.chain")
 
@@ -42,11 +43,14 @@ class RoundFailed(Exception):
 
 
 @contextlib.contextmanager
-def locked(chain: Path) -> Iterator[None]:
-    """Hold the chain's lock on shared storage, or raise `ChainLocked` naming who holds it."""
+def locked(chain: Path, patience: float = LOOK_SECONDS) -> Iterator[None]:
+    """Hold the chain's lock on shared storage, or raise `ChainLocked` naming who holds it.
+
+    patience: seconds to wait for it, by default as long as somebody's look at it (`is_locked`) may hold it.
+    """
     lock = FileLock(chain / results.LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         raise ChainLocked(f"{chain} is being worked on by {_holder(chain)}.") from None
     try:
@@ -58,7 +62,7 @@ def locked(chain: Path) -> Iterator[None]:
 def is_locked(chain: Path) -> bool:
     """Whether a process works on the chain now."""
     try:
-        with locked(chain):
+        with locked(chain, patience=0):
             return False
     except ChainLocked:
         return True
@@ -85,6 +89,7 @@ def run_chain(chain: Path, until: int | None, interrupt: Interrupt) -> None:
     agreed = (Interrupted, ChainLocked, RoundFailed)
     with join(config.device != "cpu", config.collective_minutes, agreed) as world, contextlib.ExitStack() as held:
         if world.once(lambda: results.committed_rounds(chain)) >= target:
+            world.once(lambda: _clear_up(chain))  # a kill may have come between a commit and this
             return
         interrupt.world = world
         world.once(lambda: held.enter_context(locked(chain)))

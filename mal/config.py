@@ -22,6 +22,7 @@ from mal.registry import nearest
 
 CONF = Path(__file__).parent / "conf"
 TASKS = ("classification", "segmentation")
+QUERIES_OF_D = ("intersection", "entropy_of_unlabeled", "rank_sum", "discriminator")
 # Where and how a chain runs, not what it computes: left out of the fingerprint, free to differ between launches.
 PLACE_KEYS = (
     *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features"),
@@ -44,7 +45,6 @@ class Dataset:
     pool: int | None = None
     imbalance: list[float] | None = None
     minimum: int = 1
-    resize: int | None = None
     crop: int | None = None
     pad_crop: int = 0
     flip: bool = True
@@ -192,8 +192,16 @@ def validate(chain: Chain) -> None:
             f"rounds={chain.rounds} with initial={chain.initial} and budget={chain.budget} needs {needed} labels, but "
             f"the pool of {chain.dataset.name} has {pool} images: lower rounds, initial or budget."
         )
-    if chain.method.get("query") == "discriminator" and not chain.minimax.discriminator:
-        raise ValueError("method.query=discriminator needs D: set minimax.discriminator=true or another query rule.")
+    if needed == pool and (chain.task.init == "from_f" or chain.method["acquisition"] == "mal"):
+        raise ValueError(
+            f"rounds={chain.rounds} with initial={chain.initial} and budget={chain.budget} labels the whole pool of "
+            f"{pool}, but Algorithm 1 needs unlabelled images in every round: lower rounds, initial or budget."
+        )
+    if chain.method.get("query") in QUERIES_OF_D and not chain.minimax.discriminator:
+        raise ValueError(
+            f"method.query={chain.method['query']} needs D, which minimax.discriminator=false leaves untrained: set "
+            "that to true, or method.query to entropy or random."
+        )
 
 
 def _check_method(method: dict[str, Any]) -> None:
@@ -236,6 +244,10 @@ def check_numbers(chain: Chain) -> None:
     for key, low in at_least.items():
         if values[key] < low:
             raise ValueError(f"{key}={values[key]} is too small: it must be at least {low}.")
+    for key in ("width", "bottleneck", "discriminator"):
+        value = chain.backbone.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"backbone.{key}={value} must be a whole number from 1.")
     for key in above:
         if not 0 < values[key] < math.inf:
             raise ValueError(f"{key}={values[key]} is out of range: it must be above 0.")

@@ -82,10 +82,12 @@ def read_history(chain: Path, number: int) -> list[results.Round]:
 class Ledger:
     """The labelled set of each round of one chain, read from its committed rounds and checked against the pool."""
 
-    def __init__(self, chain: Path, pool: np.ndarray, pool_hash: str, initial: np.ndarray, budget: int) -> None:
-        """pool, initial: int64 sorted; pool_hash: what names the images and labels of the pool."""
+    def __init__(
+        self, chain: Path, pool: np.ndarray, pool_hash: str, initial: np.ndarray, budget: int, fingerprint: str
+    ) -> None:
+        """pool, initial: int64 sorted; pool_hash: of the pool's images and labels; fingerprint: its configuration's."""
         self.chain, self.pool, self.pool_hash = chain, pool, pool_hash
-        self.initial, self.budget = initial, budget
+        self.initial, self.budget, self.fingerprint = initial, budget, fingerprint
 
     def state(self, number: int) -> State:
         """What round `number` starts from; raises `DamagedRun` where a round before it is not what it should be."""
@@ -106,6 +108,11 @@ class Ledger:
             raise DamagedRun(
                 f"{committed.folder} was run on another pool ({pool_hash[:12]}) than the dataset gives now "
                 f"({self.pool_hash[:12]}): check data= or use another name=."
+            )
+        if committed.provenance.get("fingerprint") != self.fingerprint:
+            raise DamagedRun(
+                f"{committed.folder} was run with another configuration than {self.chain / results.CONFIG} holds now: "
+                "put that file back as it was launched, or use another name=."
             )
         check_labelled(committed.labeled, self.pool, source)
         if committed.number == 0 and not np.array_equal(committed.labeled, self.initial):

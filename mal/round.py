@@ -49,7 +49,7 @@ class Rounds:
         self.chain, self.config, self.dataset, self.device = chain, config, dataset, device
         self.interrupt = interrupt
         initial = initial_labelled(dataset.pool, config.initial, config.dataset.name, config.seed)
-        self.ledger = Ledger(chain, dataset.pool, dataset.digest, initial, config.budget)
+        self.ledger = Ledger(chain, dataset.pool, dataset.digest, initial, config.budget, config.fingerprint())
         self.augmentation: Augmentation = build_augmentation(config.dataset, dataset.images, dataset.pool, device.torch)
         self.test = MemoryLoader(dataset.test.images, dataset.test.labels, device.torch)
 

@@ -52,7 +52,10 @@ def launch(sweep: Sweep) -> int:
 
     plans = reconcile(sweep)
     to_run = [plan for plan in plans if plan.to_run]
-    workers = worker_count(int(sweep.cluster["workers"]), len(to_run))
+    wanted = sweep.cluster["workers"]
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0:
+        raise ValueError(f"cluster.workers={wanted} must be a whole number from 0 (0: as many as the machine carries).")
+    workers = worker_count(wanted, len(to_run))
     share_threads(plans, workers)
     check_data(plans)
     for plan in plans:

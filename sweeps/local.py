@@ -68,7 +68,7 @@ def run_local(plans: list[ChainPlan], workers: int, board: Board) -> int:
     if interrupt.requested:
         board.say("Stopped; what was done is saved. The same command goes on from here.")
         return 130
-    return 1 if any(row.status in ("failed", "locked") for row in rows) else 0
+    return 1 if any(row.status in ("failed", "locked", "interrupted") for row in rows) else 0
 
 
 def _start(row: Row, slot: int, devices: list[str]) -> Worker:

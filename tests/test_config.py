@@ -295,3 +295,23 @@ def test_what_the_login_node_imports_leaves_torch_alone(module: str) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT, env=environment()
     )
     assert ended.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["methods=[mal]", "initial=347", "budget=500", "rounds=3"], "whole pool"),
+        (["methods=[random]", "task.init=from_f", "initial=347", "budget=500", "rounds=3"], "whole pool"),
+        (["methods=[mal]", "minimax.discriminator=false"], "method.query=intersection"),
+        (["methods=[random]", "backbone.width=0"], "backbone.width=0"),
+        (["methods=[random]", "backbone.bottleneck=abc"], "backbone.bottleneck=abc"),
+    ],
+)
+def test_what_would_fail_in_a_later_round_is_refused_now(overrides: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        compose_sweep(["dataset=digits", "seeds=1", *overrides])
+
+
+def test_a_baseline_may_label_the_whole_pool() -> None:
+    (chain,) = compose_sweep(["methods=[random]", "seeds=1", "initial=347", "budget=500", "rounds=3"]).chains
+    assert chain.initial + 2 * chain.budget == chain.dataset.train

@@ -19,8 +19,11 @@ HASH = "ab" * 32
 BUDGET = 6
 
 
+FINGERPRINT = "cd" * 32
+
+
 def ledger(chain: Path, pool: np.ndarray = POOL, digest: str = HASH, seed: int = 0) -> Ledger:
-    return Ledger(chain, pool, digest, initial_labelled(pool, 10, "made-up", seed), BUDGET)
+    return Ledger(chain, pool, digest, initial_labelled(pool, 10, "made-up", seed), BUDGET, FINGERPRINT)
 
 
 def run_rounds(chain: Path, count: int, last: bool = False, seed: int = 0) -> Path:
@@ -32,7 +35,7 @@ def run_rounds(chain: Path, count: int, last: bool = False, seed: int = 0) -> Pa
             candidates = unlabelled(POOL, state.labelled)
             files[results.QUERY] = np.random.default_rng([seed, number]).choice(candidates, BUDGET, replace=False)
         files[results.METRICS] = {"round": number}
-        files[results.PROVENANCE] = {"parent": state.parent, "pool": HASH}
+        files[results.PROVENANCE] = {"parent": state.parent, "pool": HASH, "fingerprint": FINGERPRINT}
         results.commit(results.round_folder(chain, number), files)
     return chain
 
@@ -254,3 +257,10 @@ def test_a_bad_query_is_refused(query: list[int], said: str) -> None:
     with pytest.raises(DamagedRun, match=said):
         check_query(np.array(query), 3, POOL, "The query of method x")
     check_query(np.array([8, 2, 4]), 3, POOL, "ours")
+
+
+def test_rounds_of_another_configuration_are_refused(tmp_path: Path) -> None:
+    chain = run_rounds(tmp_path / "chain", 1)
+    initial = initial_labelled(POOL, 10, "made-up", 0)
+    with pytest.raises(DamagedRun, match="another configuration"):
+        Ledger(chain, POOL, HASH, initial, BUDGET, "ef" * 32).state(1)
