@@ -199,8 +199,8 @@ def validate(chain: Chain) -> None:
         )
     if chain.method.get("query") in QUERIES_OF_D and not chain.minimax.discriminator:
         raise ValueError(
-            f"method.query={chain.method['query']} needs D, which minimax.discriminator=false leaves untrained: set "
-            "that to true, or method.query to entropy or random."
+            f"method.query={chain.method['query']} needs D: set minimax.discriminator=true, or method.query to entropy "
+            "or random."
         )
 
 

@@ -213,7 +213,7 @@ def test_tables_of_keys_name_keys_that_exist(every):
 
 
 def test_methods_are_checked_without_torch():
-    code = "import sys, mal.config; mal.compose.compose_sweep(['methods=[vaal]']); assert 'torch' not in sys.modules"
+    code = "import sys, mal.compose; mal.compose.compose_sweep(['methods=[vaal]']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
