@@ -42,6 +42,7 @@ test: debian .venv/.ffcv
 	$(PY) -m pytest $(ARGS)
 
 chaos: debian .venv/.dev
+	$(PY) -m pytest -m chaos
 	$(PY) tests/chaos.py $(ARGS)
 
 lint: .venv/.dev

@@ -73,6 +73,7 @@ def causes(folder: Path) -> list[str]:
     return [attempt.cause for attempt in read_attempts(folder)]
 
 
+@pytest.mark.chaos
 @pytest.mark.slurm
 def test_preempted_chains_go_on_bit_for_bit(
     cluster: LocalSlurm, tmp_path: Path, undisturbed: dict[int, object]
@@ -87,6 +88,7 @@ def test_preempted_chains_go_on_bit_for_bit(
         assert again  # in its grace it requeues itself, or Slurm does it at the grace's end
 
 
+@pytest.mark.chaos
 @pytest.mark.slurm
 def test_killed_and_hung_processes_are_run_again(
     cluster: LocalSlurm, tmp_path: Path, undisturbed: dict[int, object]
@@ -101,6 +103,7 @@ def test_killed_and_hung_processes_are_run_again(
     assert outcome(chain(tmp_path, 1)) == undisturbed[1]
 
 
+@pytest.mark.chaos
 @pytest.mark.slurm
 def test_a_cancelled_job_stays_cancelled_and_a_launch_goes_on(
     cluster: LocalSlurm, tmp_path: Path, undisturbed: dict[int, object]
@@ -115,6 +118,7 @@ def test_a_cancelled_job_stays_cancelled_and_a_launch_goes_on(
     assert outcome(chain(tmp_path)) == undisturbed[0]
 
 
+@pytest.mark.chaos
 @pytest.mark.slurm
 def test_chains_of_a_pack_fail_each_by_itself(cluster: LocalSlurm, tmp_path: Path) -> None:
     """Seed 0 finds a round that was tampered with; its error is recorded and not tried again."""
@@ -136,6 +140,7 @@ def test_chains_of_a_pack_fail_each_by_itself(cluster: LocalSlurm, tmp_path: Pat
     assert not read_queue()
 
 
+@pytest.mark.chaos
 @pytest.mark.slurm
 def test_without_scontrol_slurm_itself_requeues(
     cluster: LocalSlurm, tmp_path: Path, undisturbed: dict[int, object]
@@ -153,6 +158,7 @@ def test_without_scontrol_slurm_itself_requeues(
     assert outcome(chain(tmp_path)) == undisturbed[0]
 
 
+@pytest.mark.chaos
 @pytest.mark.slurm
 def test_a_job_of_two_nodes_goes_on_on_one(
     cluster: LocalSlurm, tmp_path: Path, undisturbed: dict[int, dict[str, dict[str, bytes]]]

@@ -153,6 +153,7 @@ def test_a_sweep_on_two_nodes_and_its_curves(cluster: LocalSlurm, tmp_path: Path
     assert len((out / "digits" / "curves.csv").read_text().splitlines()) == 1 + 2 * 3
 
 
+@pytest.mark.chaos
 @pytest.mark.slurm
 def test_a_limit_met_half_way_is_gone_on_from(
     tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
