@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,15 @@ PLACE_KEYS = (
 )
 
 
-@dataclass
+def added(neutral: Any) -> Any:
+    """A key that chains before it did not have, and the value that is as if it were not there, which never changes.
+
+    At that value it stays out of the fingerprint, so chains launched before it go on.
+    """
+    return field(default=neutral, metadata={"added": True})
+
+
+@dataclass(kw_only=True)
 class Dataset:
     """A pool and its test set; `source` names the reader in mal/data that gives the images."""
 
@@ -50,7 +58,7 @@ class Dataset:
     flip: bool = True
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Minimax:
     """Algorithm 1."""
 
@@ -67,7 +75,7 @@ class Minimax:
     weight_decay: float
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Task:
     """Algorithm 3 and the baselines' training of M."""
 
@@ -82,7 +90,7 @@ class Task:
     schedule: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Chain:
     """Everything that one (dataset, method, seed) needs; written to the chain's config.yaml."""
 
@@ -114,7 +122,17 @@ class Chain:
 
     def science(self) -> dict[str, Any]:
         """The part of the configuration under the fingerprint."""
-        return {key: value for key, value in asdict(self).items() if key not in PLACE_KEYS}
+        return {key: value for key, value in _told(self).items() if key not in PLACE_KEYS}
+
+
+def _told(section: Any) -> dict[str, Any]:
+    """A section as nested dicts, without the keys added later that are at their neutral value."""
+    values = {}
+    for each in fields(section):
+        value = getattr(section, each.name)
+        if not (each.metadata.get("added") and value == each.default):
+            values[each.name] = _told(value) if is_dataclass(value) else value
+    return values
 
 
 def choices(group: str) -> list[str]:
@@ -141,8 +159,8 @@ def load_chain(path: Path) -> Chain:
 
 def differences(old: Chain, new: Chain) -> list[str]:
     """The keys on which two chains' results depend and that differ, as `task.lr: 0.01 -> 0.1`."""
-    before, after = flat(old.science()), flat(new.science())
-    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    before, after = flat(asdict(old)), flat(asdict(new))
+    keys = [key for key in before | after if before.get(key) != after.get(key) and key not in PLACE_KEYS]
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
 
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from chains import ROOT, chain_config, environment
 
 from mal.compose import compose_sweep
-from mal.config import Chain, choices, differences, load_chain, pool_size, save_chain, validate
+from mal.config import Chain, added, choices, differences, load_chain, pool_size, save_chain, validate
 
 
 def composed(*overrides: str) -> list[Chain]:
@@ -281,6 +281,17 @@ def test_where_a_chain_runs_is_not(key: str, value: Any) -> None:
     assert other != chain
     assert other.fingerprint() == chain.fingerprint()
     assert differences(chain, other) == []
+
+
+@dataclass(kw_only=True)
+class LaterChain(Chain):
+    stronger: float = added(0.0)
+
+
+@pytest.mark.parametrize(("value", "same"), [(0.0, True), (0.5, False)])
+def test_a_key_added_later_leaves_older_chains_as_they_were_at_its_neutral_value(value: float, same: bool) -> None:
+    chain = chain_config()
+    assert (LaterChain(**vars(chain), stronger=value).fingerprint() == chain.fingerprint()) == same
 
 
 # ------------------------------------------------------------------------- without torch
