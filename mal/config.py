@@ -203,6 +203,10 @@ def validate(chain: Chain) -> None:
     _check_choices(chain)
     check_numbers(chain)
     file_name("name", chain.name)
+    for key in ("runs", "data"):
+        if not getattr(chain, key):
+            raise ValueError(f"{key}= is empty: give a folder, e.g. {key}={key}.")
+    _check_image(chain)
     _check_method(chain.method)
     pool, needed = pool_size(chain.dataset), chain.initial + (chain.rounds - 1) * chain.budget
     if needed > pool:
@@ -219,6 +223,19 @@ def validate(chain: Chain) -> None:
         raise ValueError(
             f"method.query={chain.method['query']} needs D: set minimax.discriminator=true, or method.query to entropy "
             "or random."
+        )
+
+
+def _check_image(chain: Chain) -> None:
+    """Refuse a crop larger than the image with its padding, and networks that halve the image until nothing is left."""
+    dataset, smallest = chain.dataset, chain.backbone.get("smallest_image", 1)
+    side = dataset.size + 2 * dataset.pad_crop
+    if dataset.crop is not None and not 1 <= dataset.crop <= side:
+        raise ValueError(f"dataset.crop={dataset.crop} is out of range: images of {dataset.name} are {side} wide.")
+    if (seen := dataset.crop or dataset.size) < smallest:
+        raise ValueError(
+            f"backbone={chain.backbone['name']} needs images of at least {smallest} pixels, those of {dataset.name} "
+            f"have {seen}: choose another backbone= or a larger dataset.crop."
         )
 
 

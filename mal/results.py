@@ -202,6 +202,8 @@ def drop_working_state(folder: Path) -> None:
     """Remove what only an unfinished round needs (also after a kill between commit and this)."""
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
     (folder / FAILED).unlink(missing_ok=True)
+    for part in folder.glob(".*.tmp"):  # of a writer that was killed
+        part.unlink(missing_ok=True)
 
 
 def read_round(folder: Path) -> Round:

@@ -13,7 +13,7 @@ import sys
 from mal.compose import GROUPS, Sweep, compose_sweep
 from mal.config import CONF, choices
 
-EXIT_USAGE = 2
+EXIT_USAGE, EXIT_STOPPED = 2, 130
 
 
 def main(arguments: list[str]) -> int:
@@ -26,6 +26,9 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"launch.py: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:  # once chains run, the signal is theirs to save at
+        print("launch.py: stopped before anything was started.", file=sys.stderr)
+        return EXIT_STOPPED
 
 
 def choose_cluster(arguments: list[str]) -> list[str]:

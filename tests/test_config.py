@@ -65,6 +65,7 @@ REFUSED = {
     "dataset.imbalance=0.5": ("dataset.imbalance", "list"),
     "dataset.imbalance=[0.5,2]": ("dataset.imbalance=[0.5, 2.0]", "at most 1"),
     "methods=3": ("methods=3", "list of names"),
+    "backbone=vgg16_bn": ("backbone=vgg16_bn", "32 pixels", "digits have 8"),
 }
 
 
@@ -115,6 +116,10 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("task.schedule", "steps"),
     ("dataset.classes", 1),
     ("dataset.pad_crop", -1),
+    ("dataset.crop", 0),
+    ("dataset.crop", 9),
+    ("runs", ""),
+    ("data", ""),
     ("dataset.minimum", 0),
     ("dataset.pool", 5),
     ("dataset.pool", 5000),
@@ -210,7 +215,7 @@ def test_every_dataset_and_backbone_on_offer_composes() -> None:
         (chain,) = compose_sweep([f"dataset={name}", "seeds=1", "methods=[random]"]).chains
         assert chain.dataset.name == chain.name == name
     for name in choices("backbone"):
-        assert composed(f"backbone={name}")[0].backbone["name"] == name
+        assert composed("dataset=cifar100", f"backbone={name}")[0].backbone["name"] == name
 
 
 def test_an_imbalanced_pools_size_is_bounded_from_above() -> None:

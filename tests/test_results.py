@@ -66,6 +66,7 @@ def test_a_commit_drops_the_working_state_and_the_error(tmp_path: Path) -> None:
     folder = tmp_path / "round-0"
     results.write_json(folder / results.CHECKPOINT / results.PROGRESS, {})
     results.write_json(folder / results.FAILED, {"error": "x"})
+    (folder / ".metrics.json.123.tmp").write_bytes(b"of a writer that was killed")
     committed(folder)
     assert names(folder) == {*FILES, results.COMMITTED}
 
