@@ -27,7 +27,7 @@ from mal import __version__, results
 from mal.config import Chain
 from mal.data.augment import Augmentation, build_augmentation
 from mal.data.dataset import Dataset
-from mal.data.loader import MemoryLoader, visible_labels
+from mal.data.loader import build_loader, visible_labels
 from mal.device import Device
 from mal.interrupt import Interrupt
 from mal.methods import METHODS, Method, Setting
@@ -50,8 +50,12 @@ class Rounds:
         self.interrupt = interrupt
         initial = initial_labelled(dataset.pool, config.initial, config.dataset.name, config.seed)
         self.ledger = Ledger(chain, dataset.pool, dataset.digest, initial, config.budget, config.fingerprint())
-        self.augmentation: Augmentation = build_augmentation(config.dataset, dataset.images, dataset.pool, device.torch)
-        self.test = MemoryLoader(dataset.test.images, dataset.test.labels, device.torch)
+        self.augmentation: Augmentation = build_augmentation(
+            config.dataset, dataset.train.images, dataset.pool, device.torch
+        )
+        nothing = visible_labels(len(dataset.train.labels), np.empty(0, np.int64), np.empty(0, np.int64))
+        self.images = build_loader(config.loader, dataset.train, nothing, device.torch)
+        self.test = build_loader(config.loader, dataset.test, dataset.test.labels, device.torch)
 
     def run(self, number: int) -> None:
         """Round `number`, from its last checkpoint where there is one, up to its commit.
@@ -102,8 +106,7 @@ class Rounds:
 
     def _setting(self, number: int, state: State, folder: Path, progress: Progress) -> Setting:
         labels = self.dataset.oracle.label(state.labelled)
-        visible = visible_labels(len(self.dataset.images), state.labelled, labels)
-        loader = MemoryLoader(self.dataset.images, visible, self.device.torch)
+        loader = self.images.showing(visible_labels(len(self.images), state.labelled, labels))
         origin = f"{self.config.fingerprint()}/{state.parent}/{self.dataset.digest}"
         trainer = Trainer(
             folder=folder / results.CHECKPOINT,

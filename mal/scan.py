@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mal.data.augment import Augmentation
-from mal.data.loader import MemoryLoader, in_order
+from mal.data.loader import Loader, in_order
 from mal.device import Device
 from mal.progress import Progress
 
@@ -25,7 +26,7 @@ class Scanner:
     def scan(
         self,
         phase: str,
-        loader: MemoryLoader,
+        loader: Loader,
         indices: np.ndarray,
         function: Callable[[Tensor], Mapping[str, Tensor]],
         *modules: nn.Module,
@@ -43,8 +44,9 @@ class Scanner:
         share = world.share(len(indices))
         self.progress.phase(phase, share.stop - share.start)
         first = share.start
-        with torch.inference_mode(), self.device.autocast():
-            for batch in loader.batches(in_order(indices[share], self.batch)):
+        stream = in_order(indices[share], self.batch)
+        with torch.inference_mode(), self.device.autocast(), contextlib.closing(loader.batches(stream)) as batches:
+            for batch in batches:
                 values = function(self.augmentation.evaluate(batch.images))
                 for name, value in values.items():
                     block = (value.float() if value.is_floating_point() else value).cpu().numpy()

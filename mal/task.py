@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mal.config import Chain, Task
-from mal.data.loader import MemoryLoader
+from mal.data.loader import Loader
 from mal.device import Device
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
@@ -90,7 +90,7 @@ def train_task_model(
     return model
 
 
-def evaluate(model: nn.Module, scanner: Scanner, test: MemoryLoader, labels: np.ndarray, classes: int) -> Evaluation:
+def evaluate(model: nn.Module, scanner: Scanner, test: Loader, labels: np.ndarray, classes: int) -> Evaluation:
     """Accuracy of M on the whole test set; labels: int64 (N,)."""
 
     def predict(images: Tensor) -> dict[str, Tensor]:

@@ -6,21 +6,23 @@ same at each step, so a checkpoint holds modules, optimisers and t, and a resume
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mal import checkpoint
 from mal.data.augment import Augmentation
-from mal.data.loader import MemoryLoader, TrainingStream
+from mal.data.loader import Batch, Loader, TrainingStream
 from mal.device import Device
 from mal.distributed import World
 from mal.interrupt import Interrupt
@@ -118,6 +120,28 @@ class Boundary:
         return 1 if self.interrupt.world.size == 1 else min(max(int(self.SECONDS * steps / seconds), 1), 1000)
 
 
+class Parts:
+    """The parts of a phase's steps, e.g. labelled and unlabelled, as one stream of indices.
+
+    places: by name, where a part lies in this process's batches, its share of the global batch, that batch's size.
+    """
+
+    def __init__(self, streams: Mapping[str, TrainingStream], world: World) -> None:
+        self.streams = streams
+        self.places: dict[str, tuple[slice, slice, int]] = {}
+        first = 0
+        for name, stream in streams.items():
+            share = world.share(stream.batch)
+            where = slice(first, first + share.stop - share.start)
+            self.places[name] = where, share, stream.batch
+            first = where.stop
+
+    def steps(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """What this process needs of each step, int64, part after part; a loader may ask from another thread."""
+        for t in range(start, stop):
+            yield np.concatenate([s.step(t)[self.places[name][1]] for name, s in self.streams.items()])
+
+
 class Trainer:
     """Runs the phases of one round, each resumable at any step."""
 
@@ -126,7 +150,7 @@ class Trainer:
         folder: Path,
         identity: str,
         key: tuple[int | str, ...],
-        loader: MemoryLoader,
+        loader: Loader,
         augmentation: Augmentation,
         device: Device,
         progress: Progress,
@@ -159,26 +183,28 @@ class Trainer:
         self.progress.phase(phase, steps, start)
         boundary = Boundary(interrupt, self.checkpoint_seconds, start)
         own = (world.rank,) if world.rank else ()
-        for t in range(start, steps):
-            self.device.seed(torch_seed(*self.key, phase, t, *own))
-            losses = objective.step({n: self._inputs(phase, n, s, t) for n, s in streams.items()}, t / steps)
-            history.add(t, world.sum_losses(losses))
-            self.progress.at(t + 1)
-            stop, save = boundary.after(t + 1)
-            if stop or save or t + 1 == steps:
-                world.once(partial(self._save, phase, objective, history, t + 1))
-            if stop:
-                interrupt.stop()
+        parts = Parts(streams, world)
+        with contextlib.closing(self.loader.batches(parts.steps(start, steps))) as batches:
+            for t, loaded in zip(range(start, steps), batches, strict=True):
+                self.device.seed(torch_seed(*self.key, phase, t, *own))
+                losses = objective.step(self._inputs(phase, parts, loaded, t), t / steps)
+                history.add(t, world.sum_losses(losses))
+                self.progress.at(t + 1)
+                stop, save = boundary.after(t + 1)
+                if stop or save or t + 1 == steps:
+                    world.once(partial(self._save, phase, objective, history, t + 1))
+                if stop:
+                    interrupt.stop()
         world.align(objective.modules.values())  # each may have its own batch norm's statistics
         self.history[phase] = {"window": history.window, "losses": history.curves}
 
-    def _inputs(self, phase: str, name: str, stream: TrainingStream, t: int) -> Inputs:
-        indices = stream.step(t)
-        share = self.device.world.share(len(indices))
-        batch = self.loader.load(indices[share])
-        key = (*self.key, phase, name, t)
-        images = self.augmentation.train(batch.images, key, len(indices), share.start)
-        return Inputs(images, batch.labels, len(images) / len(indices))
+    def _inputs(self, phase: str, parts: Parts, batch: Batch, t: int) -> dict[str, Inputs]:
+        inputs = {}
+        for name, (where, share, size) in parts.places.items():
+            key = (*self.key, phase, name, t)
+            images = self.augmentation.train(batch.images[where], key, size, share.start)
+            inputs[name] = Inputs(images, batch.labels[where], len(images) / size)
+        return inputs
 
     def _save(self, phase: str, objective: Objective, history: History, step: int) -> None:
         checkpoint.save(

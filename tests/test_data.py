@@ -36,10 +36,10 @@ def test_digits_are_split_once_for_all_seeds(digits: Any) -> None:
     again = load(chain_config().dataset, Path("nowhere"), seed=5)
     assert digits.digest == again.digest
     assert np.array_equal(digits.test.images, again.test.images)
-    assert (len(digits.images), len(digits.test.labels), len(digits.pool)) == (1347, 450, 1347)
-    assert digits.images.dtype == np.uint8
-    assert digits.images.shape[1:] == (1, 8, 8)
-    assert (digits.images.min(), digits.images.max()) == (0, 255)
+    assert (len(digits.train.images), len(digits.test.labels), len(digits.pool)) == (1347, 450, 1347)
+    assert digits.train.images.dtype == np.uint8
+    assert digits.train.images.shape[1:] == (1, 8, 8)
+    assert (digits.train.images.min(), digits.train.images.max()) == (0, 255)
 
 
 def test_digits_test_set_is_stratified_and_disjoint(digits: Any) -> None:
@@ -49,7 +49,7 @@ def test_digits_test_set_is_stratified_and_disjoint(digits: Any) -> None:
     train, test = (np.bincount(labels) for labels in (digits.oracle.label(digits.pool), digits.test.labels))
     assert np.array_equal(train + test, everything)
     assert np.abs(test - everything * 450 / 1797).max() <= 1
-    together = sorted(image.tobytes() for image in np.concatenate([digits.images, digits.test.images]))
+    together = sorted(image.tobytes() for image in np.concatenate([digits.train.images, digits.test.images]))
     whole = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
     assert together == sorted(image.tobytes() for image in whole)
 
@@ -60,7 +60,7 @@ def test_digits_labels_belong_to_their_images(digits: Any) -> None:
     bunch = load_digits()
     whole = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     label_of = {image.tobytes(): label for image, label in zip(whole, bunch.target, strict=True)}
-    assert [label_of[i.tobytes()] for i in digits.images] == digits.oracle.label(digits.pool).tolist()
+    assert [label_of[i.tobytes()] for i in digits.train.images] == digits.oracle.label(digits.pool).tolist()
     assert [label_of[i.tobytes()] for i in digits.test.images] == digits.test.labels.tolist()
 
 

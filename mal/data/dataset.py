@@ -17,12 +17,12 @@ from mal.rng import generator
 class Dataset:
     """What a chain works on.
 
-    images: uint8 (N, C, H, W) of the whole training set; pool: int64 sorted absolute indices into it; oracle: its
-    labels; test: images and labels; digest: SHA-256 of pool, images and labels.
+    train: the whole training set; pool: int64 sorted absolute indices into it; oracle: sells its labels; digest:
+    SHA-256 of pool, images and labels.
     """
 
     spec: Spec
-    images: np.ndarray
+    train: Split
     pool: np.ndarray
     oracle: Oracle
     test: Split
@@ -38,7 +38,7 @@ def load(spec: Spec, data: Path, seed: int) -> Dataset:
     check_split(spec.name, "training", train, spec, spec.train)
     check_split(spec.name, "test", test, spec, spec.test)
     pool = choose_pool(spec, train.labels, seed)
-    return Dataset(spec, train.images, pool, Oracle(train.labels), test, pool_hash(train, pool))
+    return Dataset(spec, train, pool, Oracle(train.labels), test, pool_hash(train, pool))
 
 
 def choose_pool(spec: Spec, labels: np.ndarray, seed: int) -> np.ndarray:

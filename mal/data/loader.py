@@ -1,18 +1,22 @@
 """Loaders: a stream of steps' indices in, batches of uint8 images, labels and absolute indices out.
 
-`memory` keeps the images on the device. What a loader gives is independent of how: augmentation and normalisation
-happen afterwards, on whole batches (mal.data.augment).
+A reader knows where images are and how to get many of them; a loader is a reader and the labels that were bought. What
+it gives does not depend on the kind of reader; augmentation and normalisation happen afterwards, on whole batches
+(mal.data.augment). `memory` keeps the images on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mal.data.sources import Split
 from mal.rng import generator
 
 HIDDEN = -1  # the label of an image whose label has not been bought
@@ -20,33 +24,83 @@ HIDDEN = -1  # the label of an image whose label has not been bought
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 (B, C, H, W) on the device; labels: int64 (B,), HIDDEN where not bought; indices: int64 (B,)."""
+    """images: uint8 (B, C, H, W) on the device; labels: int64 (B,), HIDDEN where not bought; indices: int64 (B,).
+
+    The next batch of the same iterator may overwrite the images: clone what is to be kept.
+    """
 
     images: Tensor
     labels: Tensor
     indices: np.ndarray
 
 
-class MemoryLoader:
-    """All images on the device as uint8, with the labels that were bought and HIDDEN elsewhere."""
+class Reader(Protocol):
+    """Images by absolute index, on the device; one serves a process, whatever is visible in a round."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
-        """images: uint8 (N, C, H, W); labels: int64 (N,)."""
-        self._images = _to_device(images, device)
-        self._labels = _to_device(labels, device)
-        self._device = device
+    def __len__(self) -> int:
+        """How many images there are."""
+        ...
+
+    def read(self, stream: Iterable[np.ndarray]) -> Generator[tuple[np.ndarray, Tensor], None, None]:
+        """For each int64 (B,) of the stream: it and its images, uint8 (B, C, H, W); close() ends work ahead of it."""
+        ...
+
+
+class MemoryReader:
+    """All images on the device as uint8."""
+
+    def __init__(self, images: np.ndarray, device: torch.device) -> None:
+        """images: uint8 (N, C, H, W)."""
+        self._images, self._device = _to_device(images, device), device
 
     def __len__(self) -> int:
         return len(self._images)
 
+    def read(self, stream: Iterable[np.ndarray]) -> Generator[tuple[np.ndarray, Tensor], None, None]:
+        """See `Reader`."""
+        for indices in stream:
+            yield indices, self._images.index_select(0, _to_device(indices, self._device))
+
+
+class Loader:
+    """The images of a reader, with the labels that were bought and HIDDEN elsewhere."""
+
+    def __init__(self, reader: Reader, labels: np.ndarray, device: torch.device) -> None:
+        """labels: int64 (N,) by absolute index."""
+        assert len(labels) == len(reader), (len(labels), len(reader))
+        self._reader, self._labels, self._device = reader, _to_device(labels, device), device
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def showing(self, labels: np.ndarray) -> Loader:
+        """The same images with other visible labels, int64 (N,)."""
+        return Loader(self._reader, labels, self._device)
+
     def load(self, indices: np.ndarray) -> Batch:
         """One batch: `indices` int64 (B,), absolute."""
-        at = torch.from_numpy(np.ascontiguousarray(indices)).to(self._device, non_blocking=True)
-        return Batch(self._images.index_select(0, at), self._labels.index_select(0, at), indices)
+        with contextlib.closing(self.batches([indices])) as batches:
+            return next(batches)
 
-    def batches(self, stream: Iterable[np.ndarray]) -> Iterator[Batch]:
-        """The batches of a stream of indices, in its order."""
-        return map(self.load, stream)
+    def batches(self, stream: Iterable[np.ndarray]) -> Generator[Batch, None, None]:
+        """The batches of a stream of indices, in its order. Close it where it is left before its end."""
+        with contextlib.closing(self._reader.read(stream)) as read:
+            for indices, images in read:
+                yield Batch(images, self._labels.index_select(0, _to_device(indices, self._device)), indices)
+
+
+class MemoryLoader(Loader):
+    """Arrays on the device."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
+        """images: uint8 (N, C, H, W); labels: int64 (N,)."""
+        super().__init__(MemoryReader(images, device), labels, device)
+
+
+def build_loader(kind: str, split: Split, labels: np.ndarray, device: torch.device) -> Loader:
+    """The loader that the key `loader` names, of a split's images; labels: int64 (N,), those that may be seen."""
+    assert kind == "memory", kind
+    return MemoryLoader(split.images, labels, device)
 
 
 def visible_labels(count: int, labelled: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -88,6 +142,6 @@ def in_order(indices: np.ndarray, batch: int) -> Iterator[np.ndarray]:
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    # A read-only array (a file's buffer) shares its memory with the tensor on the CPU; nothing ever writes to it.
-    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-    return tensor.to(device)
+    # A read-only array (a file's buffer) would be shared with the tensor on the CPU, which torch warns of.
+    tensor = torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
+    return tensor.to(device, non_blocking=True)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from mal.config import Chain
-from mal.data.loader import MemoryLoader
+from mal.data.loader import Loader
 from mal.minimax import Networks, train_minimax
 from mal.models.heads import TaskModel
 from mal.registry import Registry
@@ -35,7 +35,7 @@ class Setting:
     number: int
     labelled: np.ndarray
     unlabelled: np.ndarray
-    loader: MemoryLoader
+    loader: Loader
     trainer: Trainer
     scanner: Scanner
 
