@@ -27,6 +27,7 @@ from mal.config import (
     validate,
 )
 from mal.registry import nearest
+from mal.tuning import Variants, check_seeds, draw_trials
 
 GROUPS = ("dataset", "backbone", "method", "cluster", "experiment")
 # What the paper compares for each task, in its order (Section 4, Baselines), as far as a YAML is there.
@@ -35,7 +36,7 @@ PAPER_METHODS = {
     "segmentation": ("mal", "vaal", "entropy", "random"),
 }
 OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
-SWEEP_KEYS = ("methods", "seeds", "cluster", "dry_run", "retry")
+SWEEP_KEYS = ("methods", "variants", "tune", "tuning", "seeds", "cluster", "dry_run", "retry")
 
 
 @dataclass
@@ -60,10 +61,14 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
     overrides = [_opened(override) for override in overrides]
     base = _compose([o for o in overrides if not o.startswith("method.")], check=overrides)
     seeds = _seeds(base.seeds)
-    methods = _methods(base)
-    _check_method_overrides(overrides, methods)
+    variants = _variants(base)
+    name = base.name or base.dataset.name
+    if base.tune:
+        variants, name = _trials(base, variants, seeds), f"{name}-tuning"
+    methods = list(variants)
+    _check_method_overrides(overrides, [variant["method"] for variant in variants.values()])
     sweep = Sweep(
-        name=file_name("name", base.name or base.dataset.name),
+        name=file_name("name", name),
         runs=Path(str(base.runs)),
         methods=methods,
         seeds=seeds,
@@ -71,8 +76,8 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
         dry_run=_boolean("dry_run", base.dry_run),
         retry=_boolean("retry", base.retry),
     )
-    for method in methods:
-        composed = _compose([*_overrides_for(method, overrides), f"method={method}"])
+    for method, variant in variants.items():
+        composed = _compose_variant(method, variant, overrides)
         composed.name = sweep.name
         for seed in seeds:
             chain = _chain(composed, seed)
@@ -93,6 +98,25 @@ def _compose(overrides: Sequence[str], check: Sequence[str] = ()) -> DictConfig:
         except (HydraException, OmegaConfBaseException) as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ValueError(f"The overrides {' '.join(overrides)} do not compose: {reason}") from error
+
+
+def _compose_variant(name: str, variant: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
+    """The configuration of one method; what the command line says goes before what its variant does."""
+    method = variant["method"]
+    given = _overrides_for(method, overrides)
+    own = [f"{key}={_text(value)}" for key, value in variant.items() if key != "method"]
+    groups = [o for o in given if _split(o)[0] in GROUPS]
+    _check_method_overrides(own, [method])
+    order = [*groups, f"method={method}", *own, *(o for o in given if o not in groups)]
+    composed = _compose(order, check=[*groups, *own] if own else ())
+    if name != method:
+        composed.method.name = file_name("variants", name)
+    return composed
+
+
+def _text(value: Any) -> str:
+    """A value as an override writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_keys(overrides: Sequence[str]) -> None:
@@ -200,8 +224,7 @@ def _seeds(value: Any) -> list[int]:
     return seeds
 
 
-def _methods(base: DictConfig) -> list[str]:
-    known = choices("method")
+def _methods(base: DictConfig, known: Sequence[str]) -> list[str]:
     if base.methods is None:
         return [name for name in PAPER_METHODS[base.dataset.task] if name in known]
     if not isinstance(base.methods, str) and not OmegaConf.is_list(base.methods):
@@ -216,6 +239,42 @@ def _methods(base: DictConfig) -> list[str]:
     if len(set(methods)) < len(methods):
         raise ValueError(f"methods=[{','.join(methods)}] names a method twice.")
     return methods
+
+
+def _variants(base: DictConfig) -> Variants:
+    """The sweep's methods by name, each with what sets it apart: nothing, or the keys under `variants`."""
+    known = choices("method")
+    variants = _section(base, "variants")
+    for name, variant in variants.items():
+        method = variant.get("method") if isinstance(variant, dict) else None
+        if method not in known:
+            raise ValueError(
+                f"variants.{name}={variant} names no method: e.g. variants={{mal_1:{{method:mal,task.lr:1}}}}."
+            )
+    plain = {method: {"method": method} for method in known}
+    return {name: variants.get(name) or plain[name] for name in _methods(base, [*known, *(set(variants) - set(known))])}
+
+
+def _trials(base: DictConfig, methods: Variants, seeds: list[int]) -> Variants:
+    if isinstance(base.tune, bool) or not isinstance(base.tune, int) or base.tune < 0:
+        raise ValueError(f"tune={base.tune} is not a number of trials for each method: e.g. tune=8, 0 for none.")
+    space = _section(base, "tuning")
+    for name, grid in space.items():
+        if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+            raise ValueError(f"tuning.{name}={grid} is no grid: give each key a list, e.g. {{task.lr:[0.01,0.1]}}.")
+    if not space:
+        raise ValueError(
+            "tune needs a grid under `tuning`: choose a preset that has one, e.g. experiment=study_digits."
+        )
+    check_seeds(seeds)
+    return draw_trials(space, methods, base.tune)
+
+
+def _section(base: DictConfig, key: str) -> dict[str, Any]:
+    if base[key] is not None and not OmegaConf.is_dict(base[key]):
+        raise ValueError(f"{key}={base[key]} is no section: it holds names, and keys with their values under each.")
+    section = OmegaConf.to_container(base[key]) if base[key] is not None else {}
+    return {str(name): value for name, value in section.items()}  # type: ignore[union-attr]
 
 
 def _boolean(key: str, value: Any) -> bool:

@@ -14,7 +14,7 @@ LAYERS = [
     {"mal", "mal.registry", "mal.rng", "mal.results", "mal.acquisition", "mal.distributed"},
     {"mal.method_keys", "mal.provenance", "mal.models.batch_norm"},
     {"mal.config"},
-    {"mal.compose"},
+    {"mal.tuning"},
     {"mal.compose"},
     {"mal.interrupt", "mal.device", "mal.pool", "mal.checkpoint"},
     {"mal.progress"},
@@ -36,6 +36,7 @@ LOGIN_NODE = {
     "mal.pool",
     "mal.method_keys",
     "mal.provenance",
+    "mal.tuning",
 }
 HEAVY = {"torch", "torchvision", "torchmetrics", "sklearn", "scipy", "pandas", "matplotlib", "seaborn", "numba", "ffcv"}
 

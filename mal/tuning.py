@@ -1,0 +1,53 @@
+"""Trials of a tuning: for each method as many settings as for every other, drawn without replacement from its grid.
+
+A preset says what is tried (mal/conf/experiment/study_*.yaml):
+
+    tuning:
+      all: {task.lr: [0.0003, 0.001, 0.003]}          # of every method, random included
+      mal: {minimax.entropy_weight: [0.1, 0.3, 1.0]}  # of mal besides
+
+and `tune=N` makes the sweep NAME-tuning of it, variants mal_t00, mal_t01 ... of each method; the first is the preset
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from mal.rng import generator
+
+FIRST_SEED = 100  # those below are for results
+
+
+Variants = dict[str, dict[str, Any]]  # by name: {"method": the method that it is one of, KEY: VALUE, ...}
+
+
+def draw_trials(space: Mapping[str, Mapping[str, list[Any]]], methods: Variants, trials: int) -> Variants:
+    """The variants METHOD_tNN of each method, the same on every machine.
+
+    space: the values to try by method and key, those under `all` for each; methods: as they are untuned. Raises
+    ValueError where a grid has fewer settings than `trials`, or the space names a method that is not in `methods`.
+    """
+    for name in space:
+        if name != "all" and name not in methods:
+            raise ValueError(f"tuning.{name}: the sweep has no such method. Its methods: {', '.join(methods)}.")
+    variants: Variants = {}
+    for method, untuned in methods.items():
+        grid = {**space.get("all", {}), **space.get(method, {})}
+        settings = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+        if len(settings) < trials - 1:
+            raise ValueError(
+                f"tune={trials}: {method} has {len(settings)} settings under `tuning`; add some, or lower it."
+            )
+        order = generator("tuning", method).permutation(len(settings))[: trials - 1]
+        chosen = [{}, *(settings[i] for i in order)]
+        variants |= {f"{method}_t{t:02d}": {**untuned, **setting} for t, setting in enumerate(chosen)}
+    return variants
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse to tune on seeds that results are reported on."""
+    if low := [seed for seed in seeds if seed < FIRST_SEED]:
+        raise ValueError(f"tune: seeds={low} are for results; tune on seeds from {FIRST_SEED}, e.g. seeds=[100,101].")
