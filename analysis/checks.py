@@ -155,12 +155,15 @@ def _code(rounds: pd.DataFrame) -> Iterable[Finding]:
     for (_, method, seed), group in rounds.groupby(["sweep", "method", "seed"]):
         if group["fingerprint"].nunique() > 1:
             yield Finding("different configuration", f"{method} seed {seed} changed its configuration between rounds")
-    commits = Counter(str(c)[:10] for c in rounds["git_commit"].dropna())
-    if len(commits) > 1:
-        where = rounds.assign(commit=rounds["git_commit"].astype(str).str[:10])
-        most, *others = [commit for commit, _ in commits.most_common()]
-        each = "; ".join(f"{commit}: {_where(where[where['commit'] == commit])}" for commit in others)
-        yield Finding("mixed code", f"{len(commits)} versions of the code computed the rounds: most {most}; {each}")
+    # an edited working tree is other code at the same commit
+    versions = rounds["code"].fillna(rounds["git_commit"]).dropna().astype(str).str[:10]
+    if versions.nunique() > 1:
+        where = rounds.assign(version=versions)
+        most, *others = [version for version, _ in Counter(versions).most_common()]
+        each = "; ".join(f"{version}: {_where(where[where['version'] == version])}" for version in others)
+        yield Finding(
+            "mixed code", f"{versions.nunique()} versions of the code computed the rounds: most {most}; {each}"
+        )
     dirty = rounds[rounds["git_dirty"]]
     if len(dirty):
         yield Finding("uncommitted code", f"{len(dirty)} of {len(rounds)} rounds ran from a working tree with changes")

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mal.config import (
     CONF,
+    TEMPLATE,
     Chain,
     check_numbers,
     choices,
@@ -129,6 +130,7 @@ def _check_keys(overrides: Sequence[str]) -> None:
         if key == "method":
             raise ValueError(f"{override!r}: methods are chosen by the key `methods`, e.g. methods=[{value}].")
         if key in GROUPS:
+            _refuse_template(key, value)
             if value not in choices(key):
                 hint = nearest(value, choices(key)) or "."
                 raise ValueError(f"{key}={value} is unknown{hint} Known: {', '.join(choices(key))}.")
@@ -145,6 +147,15 @@ def _check_keys(overrides: Sequence[str]) -> None:
         if key not in known:
             hint = nearest(key, [*known, *GROUPS]) or "."
             raise ValueError(f"The key {key!r} is unknown{hint} `--help` lists every key.")
+
+
+def _refuse_template(group: str, value: str) -> None:
+    path = CONF / group / f"{TEMPLATE}.yaml"
+    if value == TEMPLATE and path.is_file():
+        raise ValueError(
+            f"{group}={value} is a file to copy, not a choice: copy {path} to {path.with_name('MINE.yaml')}, keep the "
+            f"keys you need, and launch with {group}=MINE."
+        )
 
 
 def _is_open(key: str) -> bool:

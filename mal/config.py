@@ -21,6 +21,7 @@ from mal.method_keys import check_method
 from mal.registry import nearest
 
 CONF = Path(__file__).parent / "conf"
+TEMPLATE = "template"
 TASKS = ("classification", "segmentation")
 QUERIES_OF_D = ("intersection", "entropy_of_unlabeled", "rank_sum", "discriminator")
 # Where and how a chain runs, not what it computes: left out of the fingerprint, free to differ between launches.
@@ -136,8 +137,8 @@ def _told(section: Any) -> dict[str, Any]:
 
 
 def choices(group: str) -> list[str]:
-    """The names that a group of mal/conf offers, e.g. the datasets."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """The names that a group of mal/conf offers, e.g. the datasets; a template to copy is none."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != TEMPLATE)
 
 
 def save_chain(chain: Chain) -> str:

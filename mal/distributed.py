@@ -14,14 +14,16 @@ Torch is imported where several processes meet, not with this module.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import socket
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -254,17 +256,16 @@ def join(cuda: bool, minutes: float, agreed: tuple[type[Exception], ...] = ()) -
     _part(world)
 
 
-def leave(status: int) -> int:
-    """The exit status; where there are several processes this one ends here, as soon as the others."""
-    if tasks()[1] > 1:
-        # srun may kill the rest when one ends: none may linger in the interpreter's own clearing up.
-        import logging
-        import sys
+def leave(status: int) -> NoReturn:
+    """End this process with an exit status; everything that counts is on disk.
 
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(status)
-    return status
+    Without the interpreter's own clearing up: with torch loaded it takes a second and more, and where there are several
+    processes srun may kill the rest when one has ended.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def first_host(nodes: str) -> str:

@@ -34,7 +34,7 @@ from mal.methods import METHODS, Method, Setting
 from mal.models.heads import TaskModel
 from mal.pool import Ledger, State, check_query, initial_labelled, unlabelled
 from mal.progress import Progress, now
-from mal.provenance import git_state
+from mal.provenance import code_hash, git_state
 from mal.scan import Scanner
 from mal.task import Evaluation, evaluate, train_task_model
 from mal.training import Trainer
@@ -192,6 +192,7 @@ class Rounds:
             "fingerprint": self.config.fingerprint(),
             "parent": state.parent,
             "pool": self.dataset.digest,
+            "code": code_hash(),
             "git_commit": commit,
             "git_dirty": dirty,
             "versions": {

@@ -32,6 +32,7 @@ from mal.config import load_chain
 from mal.interrupt import EXIT_INTERRUPTED
 from mal.progress import now, read_progress
 from mal.provenance import other_code
+from mal.worker import last_lines, start_chain
 from slurm.attempts import FOLDER, give_up, may_go_on, read_attempts, write_end, write_start
 from slurm.client import SlurmError, call
 from slurm.squeue import read_queue
@@ -156,29 +157,16 @@ class Job:
         return 60 * self.limits.minutes - (time.monotonic() - self.began)
 
     def _start(self, chain: Path, overlap: bool) -> Run:
-        path = chain / FOLDER / f"{self.id}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        threads = load_chain(chain / results.CONFIG).threads
-        environment = {key: value for key, value in os.environ.items() if key != "MAL_LAUNCHER"}
-        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-            environment |= {variable: str(threads)} if threads else {}
         # srun has not taken the number of CPUs from sbatch since Slurm 22.05
         cpus = f"--cpus-per-task={os.environ.get('SLURM_CPUS_PER_TASK', '1')}"
-        command = ["srun", "--unbuffered", "--kill-on-bad-exit=1", cpus, *(["--overlap"] if overlap else [])]
-        command += [sys.executable, "-u", "-m", "mal.chain", str(chain), "--until", str(self.limits.until)]
+        srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", cpus, *(["--overlap"] if overlap else [])]
+        threads = load_chain(chain / results.CONFIG).threads
         started = write_start(chain, self.id, self.restart, self.gpus)
-        with path.open("ab") as output:
-            start = output.tell()
-            # A session of its own: the step's processes get signals from Slurm; srun would kill them at SIGTERM.
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,
-            )
-        return Run(chain, process, started, start)
+        process, log_start = start_chain(chain, self.limits.until, self._log(chain), threads, {}, srun)
+        return Run(chain, process, started, log_start)
+
+    def _log(self, chain: Path) -> Path:
+        return chain / FOLDER / f"{self.id}.log"
 
     def _silent(self, run: Run) -> bool:
         """Whether the last sign of life is too long ago."""
@@ -234,9 +222,7 @@ class Job:
         return "interrupted" in heartbeat and float(heartbeat["updated"]) > run.started
 
     def _tail(self, run: Run) -> list[str]:
-        with (run.chain / FOLDER / f"{self.id}.log").open("rb") as file:
-            file.seek(run.log_start)
-            return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()][-10:]
+        return last_lines(self._log(run.chain), run.log_start)
 
     def _again(self, causes: dict[Path, str], known: bool) -> bool:
         """Settle what follows: requeue this job, which Slurm then ends, or True to go on here; False: that was it.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mal import results
+from mal.provenance import code_folder, code_variables
 from slurm.attempts import FOLDER
 from slurm.client import SlurmError, SlurmSilentError, call
 from slurm.profile import Profile, submitit_parameters
@@ -83,6 +84,8 @@ class Submitter:
         parameters = submitit_parameters(self.profile, submission.dataset, name)
         further = {"output": str(self._log(submission)), "comment": job_comment(submission.chains, submission.until)}
         parameters["additional_parameters"] = parameters["additional_parameters"] | further
+        # after the profile's own commands, so that nothing they set comes first
+        parameters["setup"] = [*(parameters["setup"] or []), self._code]
         self._executor.parameters.clear()
         self._executor.update_parameters(**parameters)
         command = [
@@ -125,6 +128,13 @@ class Submitter:
                 # It may have reached Slurm all the same: nothing must be submitted twice.
                 if any(job.name == submission.name and job.until == submission.until for job in read_queue()):
                     return
+
+    @cached_property
+    def _code(self) -> str:
+        """A line of shell: take our packages from the copy that the launch keeps."""
+        variables = code_variables(code_folder(self.runs / self.sweep))
+        exports = " ".join(f"{key}={shlex.quote(value)}" for key, value in variables.items())
+        return f'export {exports}"${{PYTHONPATH:+:$PYTHONPATH}}"'
 
     @cached_property
     def _executor(self) -> Any:

@@ -49,6 +49,7 @@ def launch(sweep: Sweep) -> int:
         from sweeps.submitting import launch_on_slurm
 
         return launch_on_slurm(sweep)
+    from mal.provenance import keep_code
     from sweeps.local import run_local, worker_count
     from sweeps.plan import check_data, freeze, reconcile, share_threads
     from sweeps.table import Board
@@ -62,7 +63,7 @@ def launch(sweep: Sweep) -> int:
     share_threads(plans, workers)
     check_data(plans)
     for plan in plans:
-        print(f"{plan.name:<28} {plan.committed}/{plan.target} rounds committed, {plan.note}")
+        print(plan.line())
     rounds = sum(plan.target - plan.committed for plan in to_run)
     print(
         f"{sweep.name}: {len(to_run)} of {len(plans)} chains to run, {rounds} rounds, {workers} at a time", flush=True
@@ -71,7 +72,7 @@ def launch(sweep: Sweep) -> int:
         return 0
     freeze(plans)
     if to_run:
-        status = run_local(plans, workers, Board(workers))
+        status = run_local(plans, workers, Board(workers), keep_code(sweep.runs / sweep.name))
     else:
         status = 1 if any(plan.state.name == "FAILED" for plan in plans) else 0
     print(f"Results: {sweep.runs / sweep.name}    Curves: python analysis/curves.py name={sweep.name}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from pathlib import Path
 from mal import results
 from mal.chain import EXIT_DONE, EXIT_LOCKED, read_failure
 from mal.interrupt import EXIT_INTERRUPTED, Interrupt
+from mal.provenance import code_variables
+from mal.worker import last_lines, start_chain
 from sweeps.plan import ChainPlan, cores
 from sweeps.table import Board, Row
 
@@ -47,8 +48,11 @@ def gpus() -> list[str]:
     return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
 
 
-def run_local(plans: list[ChainPlan], workers: int, board: Board) -> int:
-    """Run every chain that is to run; returns the exit status: 0 all done, 1 some failed, 130 stopped by a signal."""
+def run_local(plans: list[ChainPlan], workers: int, board: Board, code: Path) -> int:
+    """Run every chain that is to run, by the code kept in a folder.
+
+    Returns the exit status: 0 all done, 1 some failed, 130 stopped by a signal.
+    """
     interrupt = Interrupt()
     interrupt.install()
     rows = [board.add(plan) for plan in plans]
@@ -59,7 +63,7 @@ def run_local(plans: list[ChainPlan], workers: int, board: Board) -> int:
         while (waiting or running) and not interrupt.requested:
             while waiting and len(running) < workers:
                 slot = min(set(range(workers)) - {worker.slot for worker in running})
-                running.append(_start(waiting.popleft(), slot, devices))
+                running.append(_start(waiting.popleft(), slot, devices, code))
             time.sleep(POLL_SECONDS)
             running = [worker for worker in running if not _finished(worker, board)]
             board.update()
@@ -71,26 +75,13 @@ def run_local(plans: list[ChainPlan], workers: int, board: Board) -> int:
     return 1 if any(row.status in ("failed", "locked", "interrupted") for row in rows) else 0
 
 
-def _start(row: Row, slot: int, devices: list[str]) -> Worker:
+def _start(row: Row, slot: int, devices: list[str], code: Path) -> Worker:
     plan = row.plan
-    environment = dict(os.environ, MAL_LAUNCHER=str(os.getpid()))
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        environment[variable] = str(plan.config.threads)
+    variables = {"MAL_LAUNCHER": str(os.getpid()), **code_variables(code, os.environ.get("PYTHONPATH", ""))}
     if devices:
-        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        variables["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     log = plan.folder / results.LOG
-    command = [sys.executable, "-m", "mal.chain", str(plan.folder), "--until", str(plan.target)]
-    with log.open("ab") as output:
-        start = output.tell()
-        # A session of its own: Ctrl-C reaches the launcher alone, which asks the workers to save and leave.
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )
+    process, start = start_chain(plan.folder, plan.target, log, plan.config.threads, variables)
     row.status = "running"
     return Worker(row, process, slot, start)
 
@@ -118,14 +109,8 @@ def _reason(worker: Worker, status: int) -> str:
         return str(failure["error"]).splitlines()[0]
     if status < 0:
         return f"killed by {signal.Signals(-status).name}; the same command goes on from its last checkpoint"
-    lines = _tail(worker.row.plan.folder / results.LOG, worker.log_start)
+    lines = last_lines(worker.row.plan.folder / results.LOG, worker.log_start)
     return lines[-1] if lines else f"exit status {status}"
-
-
-def _tail(path: Path, start: int) -> list[str]:
-    with path.open("rb") as file:
-        file.seek(start)
-        return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
 
 
 def _stop(running: list[Worker], board: Board) -> None:

@@ -15,6 +15,7 @@ from mal.compose import Sweep
 from mal.config import Chain, differences, load_chain, save_chain
 from mal.pool import read_history
 from mal.progress import read_progress
+from mal.provenance import other_code
 
 MINIMUM_FREE_MIB = 100
 
@@ -49,6 +50,12 @@ class ChainPlan:
     def to_run(self) -> bool:
         """Whether this launch starts it."""
         return self.state in (State.NEW, State.PART)
+
+    def line(self, note: str = "") -> str:
+        """What a launch says of the chain, with a second line where other code than before goes on with it."""
+        said = f"{self.name:<28} {self.committed}/{self.target} rounds committed, {note or self.note}"
+        warning = other_code(self.folder) if self.to_run else None
+        return f"{said}\n{'':<28} warning: {warning}" if warning else said
 
 
 def reconcile(sweep: Sweep) -> list[ChainPlan]:

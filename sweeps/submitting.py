@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from mal import results
 from mal.compose import Sweep
 from mal.config import load_chain
-from mal.provenance import other_code
+from mal.provenance import keep_code
 from slurm.client import SlurmError, slurm_answers
 from slurm.partitions import read_partitions
 from slurm.profile import Profile, check_against, load_profile
@@ -79,6 +79,8 @@ def _launch(sweep: Sweep, profile: Profile) -> int:
     submissions = submitter.missing(_wanted(plans, queue, sweep), queue)
     _say(plans, queue, sweep)
     freeze(plans)
+    if submissions:
+        keep_code(sweep.runs / sweep.name)
     room = len(submissions) if profile.max_jobs is None else max(0, profile.max_jobs - len(queue))
     begun = time.monotonic()
     taken, words = submitter.submit(submissions[:room], _progress(len(submissions[:room])))
@@ -123,10 +125,7 @@ def _say(plans: Sequence[ChainPlan], queue: Sequence[Job], sweep: Sweep) -> None
     queued = by_chain((job for job in queue if job.alive), sweep.name, sweep.runs)
     for plan in plans:
         jobs = len(queued.get((plan.config.method["name"], plan.config.seed), []))
-        note = f"{jobs} jobs in the queue" if jobs and plan.state is not State.FAILED else plan.note
-        print(f"{plan.name:<28} {plan.committed}/{plan.target} rounds committed, {note}")
-        if plan.to_run and (warning := other_code(plan.folder)):
-            print(f"{'':<28} warning: {warning}")
+        print(plan.line(f"{jobs} jobs in the queue" if jobs and plan.state is not State.FAILED else ""))
     sys.stdout.flush()
 
 

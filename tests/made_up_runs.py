@@ -98,6 +98,7 @@ def write_chain(
             filled.setdefault("query_classes", np.bincount(query % classes, minlength=classes).tolist())
         origin = {
             "fingerprint": f"{method}-0",
+            "code": "a" * 12,
             "git_commit": "a" * 40,
             "git_dirty": False,
             "pool": f"pool-{seed}",
@@ -149,7 +150,7 @@ def example(runs: Path) -> None:
             if (method, seed) == ("coreset", 1):
                 values[2] = math.nan
             if (method, seed) == ("random", 3):
-                more["provenance"] = {"git_commit": "b" * 40}
+                more["provenance"] = {"code": "b" * 12, "git_commit": "b" * 40}
             chain = write_chain(
                 runs, method, seed, values, dataset="digits_imbalanced", gpus=1, seconds=50 + 9 * len(method), **more
             )

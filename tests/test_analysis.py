@@ -186,7 +186,7 @@ def test_missing_results_are_named(tmp_path: Path) -> None:
 def test_mixed_code_and_devices_are_named(tmp_path: Path) -> None:
     for seed in range(5):
         write_chain(tmp_path, "mal", seed, [50, 60])
-    write_chain(tmp_path, "random", 0, [50, 60], provenance={"git_commit": "b" * 40, "git_dirty": True})
+    write_chain(tmp_path, "random", 0, [50, 60], provenance={"code": "b" * 12, "git_dirty": True})  # at the same commit
     write_chain(tmp_path, "random", 1, [50, 60], metrics={"device": "NVIDIA H200"})
     found = findings(tmp_path)
     assert found["mixed code"] == [
@@ -199,7 +199,12 @@ def test_mixed_code_and_devices_are_named(tmp_path: Path) -> None:
 def test_a_chain_that_went_on_with_another_version_is_named(tmp_path: Path) -> None:
     chain = write_chain(tmp_path, "mal", 0, [50, 60])
     other = write_chain(
-        tmp_path, "mal", 1, [50, 60], name="other", provenance={"git_commit": "c" * 40, "fingerprint": "new"}
+        tmp_path,
+        "mal",
+        1,
+        [50, 60],
+        name="other",
+        provenance={"code": None, "git_commit": "c" * 40, "fingerprint": "new"},
     )
     (chain / "round-1").rename(tmp_path / "old")
     (other / "round-1").rename(chain / "round-1")

@@ -82,7 +82,7 @@ def test_metrics_and_provenance_have_the_documented_keys(undisturbed: dict[str, 
         assert 0 <= metrics["value"] <= 100
         assert ("query_classes" in metrics) == (number == 0)
         provenance = read(undisturbed["mal"] / f"round-{number}", "provenance.json")
-        keys = {"fingerprint", "git_commit", "git_dirty", "versions", "host", "device", "parent", "pool"}
+        keys = {"fingerprint", "code", "git_commit", "git_dirty", "versions", "host", "device", "parent", "pool"}
         assert keys | {"started", "finished"} <= provenance.keys()
         assert provenance["fingerprint"] == chain_config().fingerprint()
         assert provenance["versions"]["torch"] == torch.__version__

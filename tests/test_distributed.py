@@ -80,7 +80,7 @@ def joined(function: Callable[..., None], *arguments: Any) -> None:
 def run_chain(folder: Path) -> None:
     """`python -m mal.chain FOLDER`."""
     sys.argv = ["mal.chain", str(folder)]
-    sys.exit(leave(chain.main()))
+    leave(chain.main())
 
 
 # ------------------------------------------------------------------------- who is who

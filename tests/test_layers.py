@@ -12,7 +12,7 @@ PACKAGES = ("mal", "sweeps", "slurm", "analysis")
 # A module may import those above its own line, and those of its own line.
 LAYERS = [
     {"mal", "mal.registry", "mal.rng", "mal.results", "mal.acquisition", "mal.distributed"},
-    {"mal.method_keys", "mal.provenance", "mal.models.batch_norm"},
+    {"mal.method_keys", "mal.provenance", "mal.models.batch_norm", "mal.worker"},
     {"mal.config"},
     {"mal.tuning"},
     {"mal.compose"},
@@ -37,6 +37,7 @@ LOGIN_NODE = {
     "mal.method_keys",
     "mal.provenance",
     "mal.tuning",
+    "mal.worker",
 }
 HEAVY = {"torch", "torchvision", "torchmetrics", "sklearn", "scipy", "pandas", "matplotlib", "seaborn", "numba", "ffcv"}
 

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from slurm_cluster import cluster, shared_cluster
 
 from mal.compose import compose_sweep
+from mal.config import CONF, choices
 from slurm.local import LocalSlurm
 from slurm.partitions import NodeKind, Partition, parse_gpus, parse_minutes, read_partitions
 from slurm.profile import Profile, check_against, load_profile, submitit_parameters
 
 __all__ = ["cluster", "shared_cluster"]
-EXAMPLES = ("slurm", "template", "scavenge", "university_a100")
+EXAMPLES = ("slurm", "scavenge", "university_a100")
 OLD = NodeKind(nodes=4, cpus=16, mem_gb=64, gpus={"v100": 2}, features=frozenset())
 NEW = NodeKind(nodes=2, cpus=64, mem_gb=512, gpus={"a100": 4}, features=frozenset({"ib"}))
 PARTITIONS = {
@@ -32,6 +34,17 @@ def test_the_files_are_profiles(name: str) -> None:
     loaded = load_profile(compose_sweep([f"cluster={name}"]).cluster)
     assert loaded.name == name
     assert loaded.minutes("digits") == (loaded.time["default"])
+
+
+def test_the_template_is_a_whole_profile_to_copy_and_no_choice() -> None:
+    template = OmegaConf.to_container(OmegaConf.load(CONF / "cluster" / "template.yaml"))
+    assert isinstance(template, dict)
+    assert template.pop("defaults") == ["slurm", "_self_"]
+    assert set(template) | {"kind"} == set(Profile.__dataclass_fields__)
+    assert load_profile(template).name == "template"
+    assert "template" not in choices("cluster")
+    with pytest.raises(ValueError, match=r"cluster=template is a file to copy, not a choice: copy .*template\.yaml to"):
+        compose_sweep(["cluster=template"])
 
 
 def test_every_key_can_be_set_on_the_command_line() -> None:
