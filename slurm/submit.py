@@ -85,7 +85,7 @@ class Submitter:
         further = {"output": str(self._log(submission)), "comment": job_comment(submission.chains, submission.until)}
         parameters["additional_parameters"] = parameters["additional_parameters"] | further
         # after the profile's own commands, so that nothing they set comes first
-        parameters["setup"] = [*(parameters["setup"] or []), self._code]
+        parameters["setup"] = [*parameters.get("setup", []), self._code]
         self._executor.parameters.clear()
         self._executor.update_parameters(**parameters)
         command = [
