@@ -12,6 +12,7 @@ from torch import nn
 
 from mal.config import Chain
 from mal.distributed import ALONE, World
+from mal.memory import keep_freed_memory
 from mal.models.batch_norm import synchronise
 
 Placed = TypeVar("Placed", bound=nn.Module)
@@ -64,7 +65,8 @@ def prepare_device(config: Chain, world: World = ALONE) -> Device:
         torch.backends.cudnn.benchmark = False
         if world.size > 1:
             torch.cuda.set_device(world.local % torch.cuda.device_count())
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms, without importing torch's compiler
+    keep_freed_memory()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     bf16 = config.precision == "bf16"
     return Device(torch.device("cuda" if cuda else "cpu"), bf16, world, config.sync_batch_norm)

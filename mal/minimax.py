@@ -24,6 +24,7 @@ from mal.config import Chain, Minimax
 from mal.device import Device
 from mal.models.backbones import build_backbone
 from mal.models.heads import CosineClassifier, Discriminator
+from mal.optimizers import Adam
 from mal.training import Inputs, Trainer, descend, steps_of
 
 PHASE = "minimax"
@@ -76,7 +77,7 @@ class MinimaxObjective:
         encoder, classifier, discriminator = networks.encoder, networks.classifier, networks.discriminator
         self.modules = {"encoder": encoder, "classifier": classifier, "discriminator": discriminator}
         betas = (config.betas[0], config.betas[1])
-        self.game = torch.optim.Adam(
+        self.game = Adam(
             [
                 {"params": encoder.parameters(), "lr": config.lr_f},
                 {"params": classifier.parameters(), "lr": config.lr_c},
@@ -85,7 +86,7 @@ class MinimaxObjective:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.judge = torch.optim.Adam(discriminator.parameters(), lr=config.lr_d, betas=betas, fused=True)
+        self.judge = Adam(discriminator.parameters(), lr=config.lr_d, betas=betas, fused=True)
         self.optimizers = {"game": self.game, "judge": self.judge}
 
     def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ import hashlib
 import io
 import os
 import platform
-import resource
 import socket
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from mal.data.dataset import Dataset
 from mal.data.loader import build_loader, visible_labels
 from mal.device import Device
 from mal.interrupt import Interrupt
+from mal.memory import peak_device_mib, peak_host_mib
 from mal.methods import METHODS, Method, Setting
 from mal.models.heads import TaskModel
 from mal.pool import Ledger, State, check_query, initial_labelled, unlabelled
@@ -207,12 +207,8 @@ class Rounds:
             "threads": torch.get_num_threads(),
             "world_size": self.device.world.size,
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
-            "peak_host_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "peak_device_mib": _peak_device_mib(self.device.torch),
+            "peak_host_mib": peak_host_mib(),
+            "peak_device_mib": peak_device_mib(self.device.torch),
             "started": progress.started,
             "finished": now(),
         }
-
-
-def _peak_device_mib(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) // 2**20 if device.type == "cuda" else None

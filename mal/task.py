@@ -17,6 +17,7 @@ from mal.data.loader import Loader
 from mal.device import Device
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
+from mal.optimizers import SGD, Adam
 from mal.scan import Scanner
 from mal.training import Inputs, Trainer, descend, steps_of
 
@@ -106,7 +107,5 @@ def evaluate(model: nn.Module, scanner: Scanner, test: Loader, labels: np.ndarra
 
 def _optimizer(model: nn.Module, config: Task) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+        return Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)

@@ -24,6 +24,7 @@ from mal.methods.features import queries
 from mal.minimax import discriminator_loss
 from mal.models.heads import Discriminator, TaskModel
 from mal.models.vae import LARGEST_STRIDE_2, VAE
+from mal.optimizers import Adam
 from mal.training import Inputs, descend, steps_of
 
 PHASE = "vaal"
@@ -37,8 +38,8 @@ class VAALObjective:
         """method: beta, adversarial_weight, vae_steps and lr of the method's configuration."""
         self.vae, self.discriminator, self.method, self.device = vae, discriminator, method, device
         self.modules: Mapping[str, nn.Module] = {"vae": vae, "discriminator": discriminator}
-        self.coder = torch.optim.Adam(vae.parameters(), lr=method["lr"], fused=True)
-        self.judge = torch.optim.Adam(discriminator.parameters(), lr=method["lr"], fused=True)
+        self.coder = Adam(vae.parameters(), lr=method["lr"], fused=True)
+        self.judge = Adam(discriminator.parameters(), lr=method["lr"], fused=True)
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {"coder": self.coder, "judge": self.judge}
 
     def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:

@@ -1,0 +1,36 @@
+"""Memory of this process: freed blocks kept for the next step, peaks on the host and on the device."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import sys
+
+import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT_BYTES = 2**31 - 1  # at the top of the heap, before any is given back
+LARGEST_BYTES = 2**30  # of a block that comes from the heap
+
+
+def keep_freed_memory() -> bool:
+    """Let malloc reuse the large blocks of a training step in the next one, instead of returning them to the system.
+
+    Each step would otherwise have its activations and gradients mapped, zeroed and faulted in anew. The peak stays the
+    same. Returns whether the C library took it: glibc does, others have no such setting.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    settings = ((_M_MMAP_THRESHOLD, LARGEST_BYTES), (_M_TRIM_THRESHOLD, KEPT_BYTES))
+    return mallopt is not None and all(mallopt(setting, value) == 1 for setting, value in settings)
+
+
+def peak_host_mib() -> int:
+    """The most memory that this process has had resident so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def peak_device_mib(device: torch.device) -> int | None:
+    """The most memory that tensors have had on a GPU so far, in MiB; None on the CPU, where it is the host's."""
+    return torch.cuda.max_memory_allocated(device) // 2**20 if device.type == "cuda" else None
