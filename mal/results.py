@@ -9,15 +9,17 @@ this module, which needs the standard library and numpy alone.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -123,8 +125,9 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
-    """Put `data` at `path` so that a reader, or a crash, finds either the old file or the new one, never a part.
+@contextlib.contextmanager
+def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write what is to be at `path`, so that a reader, or a crash, finds the old file or the whole new one.
 
     durable: also wait until the data has reached the disk (not needed for a heartbeat).
     """
@@ -132,7 +135,7 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -142,6 +145,12 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
         raise
     if durable:
         _sync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+    """Put `data` at `path`, by `atomic_file`."""
+    with atomic_file(path, durable) as file:
+        file.write(data)
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:

@@ -184,15 +184,18 @@ class Trainer:
         boundary = Boundary(interrupt, self.checkpoint_seconds, start)
         own = (world.rank,) if world.rank else ()
         parts = Parts(streams, world)
-        with contextlib.closing(self.loader.batches(parts.steps(start, steps))) as batches:
-            for t, loaded in zip(range(start, steps), batches, strict=True):
+        batches = contextlib.closing(self.loader.batches(parts.steps(start, steps)))
+        with checkpoint.Writer() as writer, batches as stream:
+            for t, loaded in zip(range(start, steps), stream, strict=True):
                 self.device.seed(torch_seed(*self.key, phase, t, *own))
                 losses = objective.step(self._inputs(phase, parts, loaded, t), t / steps)
                 history.add(t, world.sum_losses(losses))
                 self.progress.at(t + 1)
                 stop, save = boundary.after(t + 1)
                 if stop or save or t + 1 == steps:
-                    world.once(partial(self._save, phase, objective, history, t + 1))
+                    world.once(partial(self._save, writer, phase, objective, history, t + 1))
+                if stop or t + 1 == steps:
+                    world.once(writer.wait)
                 if stop:
                     interrupt.stop()
         world.align(objective.modules.values())  # each may have its own batch norm's statistics
@@ -206,8 +209,8 @@ class Trainer:
             inputs[name] = Inputs(images, batch.labels[where], len(images) / size)
         return inputs
 
-    def _save(self, phase: str, objective: Objective, history: History, step: int) -> None:
-        checkpoint.save(
+    def _save(self, writer: checkpoint.Writer, phase: str, objective: Objective, history: History, step: int) -> None:
+        writer.begin(
             self._path(phase),
             {
                 "identity": self._identity(phase),
