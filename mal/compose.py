@@ -27,6 +27,7 @@ from mal.config import (
     structured,
     validate,
 )
+from mal.folders import list_classes
 from mal.registry import nearest
 from mal.tuning import Variants, check_seeds, draw_trials
 
@@ -67,6 +68,7 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
     if base.tune:
         variants, name = _trials(base, variants, seeds), f"{name}-tuning"
     methods = list(variants)
+    dataset = _counted(base.dataset)
     _check_method_overrides(overrides, [variant["method"] for variant in variants.values()])
     sweep = Sweep(
         name=file_name("name", name),
@@ -79,7 +81,7 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
     )
     for method, variant in variants.items():
         composed = _compose_variant(method, variant, overrides)
-        composed.name = sweep.name
+        composed.name, composed.dataset = sweep.name, dataset
         for seed in seeds:
             chain = _chain(composed, seed)
             validate(chain)
@@ -203,6 +205,24 @@ def _chain(composed: DictConfig, seed: int) -> Chain:
     pool = pool_size(chain.dataset)
     initial, budget = (_count(key, section[key], pool) for key in ("initial", "budget"))
     return replace(chain, initial=initial, budget=budget)
+
+
+def _counted(dataset: Any) -> dict[str, Any]:
+    """The section `dataset` with what it leaves open (classes, train, test) counted from the user's folders."""
+    section: dict[str, Any] = OmegaConf.to_container(dataset, resolve=True)  # type: ignore[assignment]
+    if "train_images" not in section:
+        return section
+    trees = []
+    for key in ("train_images", "test_images"):
+        if not section.get(key):
+            raise ValueError(
+                f"dataset.{key} is not set: give both folders, dataset.train_images=DIR dataset.test_images=DIR, each "
+                "with one folder of images a class."
+            )
+        section[key] = str(Path(section[key]).resolve())
+        trees.append([len(images) for images in list_classes(Path(section[key]), f"dataset.{key}").values()])
+    counts = {"classes": len(trees[0]), "train": sum(trees[0]), "test": sum(trees[1])}
+    return section | {key: count for key, count in counts.items() if section[key] is None}
 
 
 def _count(key: str, value: Any, pool: int) -> int:

@@ -28,6 +28,7 @@ QUERIES_OF_D = ("intersection", "entropy_of_unlabeled", "rank_sum", "discriminat
 PLACE_KEYS = (
     *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features"),
     *("checkpoint_minutes", "collective_minutes"),
+    *("dataset.root", "dataset.train_images", "dataset.test_images"),
 )
 
 
@@ -57,6 +58,12 @@ class Dataset:
     crop: int | None = None
     pad_crop: int = 0
     flip: bool = True
+    resize: str | None = added(None)
+    prepared: str = added("raw")
+    prepared_as: str | None = added(None)
+    root: str | None = added(None)
+    train_images: str | None = added(None)
+    test_images: str | None = added(None)
 
 
 @dataclass(kw_only=True)
@@ -123,16 +130,16 @@ class Chain:
 
     def science(self) -> dict[str, Any]:
         """The part of the configuration under the fingerprint."""
-        return {key: value for key, value in _told(self).items() if key not in PLACE_KEYS}
+        return _told(self)
 
 
-def _told(section: Any) -> dict[str, Any]:
-    """A section as nested dicts, without the keys added later that are at their neutral value."""
+def _told(section: Any, prefix: str = "") -> dict[str, Any]:
+    """A section as nested dicts, without places and without the keys added later that are at their neutral value."""
     values = {}
     for each in fields(section):
-        value = getattr(section, each.name)
-        if not (each.metadata.get("added") and value == each.default):
-            values[each.name] = _told(value) if is_dataclass(value) else value
+        value, key = getattr(section, each.name), prefix + each.name
+        if key not in PLACE_KEYS and not (each.metadata.get("added") and value == each.default):
+            values[each.name] = _told(value, f"{key}.") if is_dataclass(value) else value
     return values
 
 
@@ -256,6 +263,8 @@ def _check_choices(chain: Chain) -> None:
         "device": ("auto", "cpu", "cuda"),
         "precision": ("fp32", "bf16"),
         "dataset.task": TASKS,
+        "dataset.resize": (None, "square", "stretch"),
+        "dataset.prepared": ("raw", "jpg", "mixed"),
         "minimax.epoch_of": ("pool", "labelled"),
         "task.epoch_of": ("pool", "labelled"),
         "task.init": ("scratch", "from_f", "continue"),
@@ -265,8 +274,10 @@ def _check_choices(chain: Chain) -> None:
     values = flat(asdict(chain))
     for key, names in allowed.items():
         if values[key] not in names:
-            hint = nearest(str(values[key]), names) or "."
-            raise ValueError(f"{key}={values[key]} is unknown{hint} Allowed: {', '.join(names)}.")
+            hint = nearest(str(values[key]), filter(None, names)) or "."
+            raise ValueError(
+                f"{key}={values[key]} is unknown{hint} Allowed: {', '.join(str(n or 'null') for n in names)}."
+            )
 
 
 def check_numbers(chain: Chain) -> None:
@@ -292,14 +303,18 @@ def check_numbers(chain: Chain) -> None:
             raise ValueError(f"{key}={values[key]} is out of range: it must be 0 or above.")
     if len(chain.minimax.betas) != 2 or not all(0 <= beta < 1 for beta in chain.minimax.betas):
         raise ValueError(f"minimax.betas={chain.minimax.betas} must be two numbers from 0 to below 1.")
-    if not all(0 < ratio <= 1 for ratio in chain.dataset.imbalance or []):
+    _check_pool(chain.dataset)
+
+
+def _check_pool(dataset: Dataset) -> None:
+    if not all(0 < ratio <= 1 for ratio in dataset.imbalance or []):
+        raise ValueError(f"dataset.imbalance={dataset.imbalance} must be fractions of a class above 0, at most 1.")
+    if dataset.imbalance and dataset.task == "segmentation":
+        raise ValueError(f"dataset.imbalance={dataset.imbalance} is for images of one class each: set it to null.")
+    if dataset.pool is not None and not dataset.classes <= dataset.pool <= dataset.train:
         raise ValueError(
-            f"dataset.imbalance={chain.dataset.imbalance} must be fractions of a class above 0, at most 1."
-        )
-    if chain.dataset.pool is not None and not chain.dataset.classes <= chain.dataset.pool <= chain.dataset.train:
-        raise ValueError(
-            f"dataset.pool={chain.dataset.pool} is out of range: {chain.dataset.name} has {chain.dataset.train} "
-            f"training images of {chain.dataset.classes} classes."
+            f"dataset.pool={dataset.pool} is out of range: {dataset.name} has {dataset.train} training images of "
+            f"{dataset.classes} classes."
         )
 
 

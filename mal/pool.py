@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -122,10 +123,16 @@ class Ledger:
             check_query(committed.query, self.budget, candidates, committed.folder / results.QUERY)
 
 
+class Labels(Protocol):
+    """Labels in memory or in files."""
+
+    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray: ...
+
+
 class Oracle:
     """Sells labels, and counts: the one way from an index to its label. Methods never hold one."""
 
-    def __init__(self, labels: np.ndarray) -> None:
+    def __init__(self, labels: Labels) -> None:
         """labels: int64 (N,) or uint8 (N, H, W) of the whole training set, by absolute index."""
         self._labels = labels
 

@@ -27,6 +27,7 @@ from mal.config import Chain
 from mal.data.augment import Augmentation, build_augmentation
 from mal.data.dataset import Dataset
 from mal.data.loader import build_loader, visible_labels
+from mal.data.moments import pixel_statistics
 from mal.device import Device
 from mal.interrupt import Interrupt
 from mal.memory import peak_device_mib, peak_host_mib
@@ -50,12 +51,12 @@ class Rounds:
         self.interrupt = interrupt
         initial = initial_labelled(dataset.pool, config.initial, config.dataset.name, config.seed)
         self.ledger = Ledger(chain, dataset.pool, dataset.digest, initial, config.budget, config.fingerprint())
-        self.augmentation: Augmentation = build_augmentation(
-            config.dataset, dataset.train.images, dataset.pool, device.torch
-        )
-        nothing = visible_labels(len(dataset.train.labels), np.empty(0, np.int64), np.empty(0, np.int64))
+        mean, std = pixel_statistics(dataset, interrupt.check)
+        self.augmentation: Augmentation = build_augmentation(config.dataset, mean, std, device.torch)
+        nothing = visible_labels(len(dataset.train), np.empty(0, np.int64), np.empty(0, np.int64))
         self.images = build_loader(config.loader, dataset.train, nothing, device.torch)
-        self.test = build_loader(config.loader, dataset.test, dataset.test.labels, device.torch)
+        self.test_labels = dataset.test.labels[np.arange(len(dataset.test))]
+        self.test = build_loader(config.loader, dataset.test, self.test_labels, device.torch)
 
     def run(self, number: int) -> None:
         """Round `number`, from its last checkpoint where there is one, up to its commit.
@@ -134,7 +135,7 @@ class Rounds:
         return train_task_model(self.config, setting.trainer, setting.labelled, pool, encoder, before)
 
     def _evaluate(self, model: TaskModel, scanner: Scanner) -> Evaluation:
-        return evaluate(model, scanner, self.test, self.dataset.test.labels, self.config.dataset.classes)
+        return evaluate(model, scanner, self.test, self.test_labels, self.config.dataset.classes)
 
     def _query(self, method: Method, model: TaskModel, setting: Setting) -> np.ndarray:
         scores = method.score(model)

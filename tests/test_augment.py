@@ -11,8 +11,9 @@ from chains import CPU, made_up_images, plain_augmentation
 
 from mal.compose import compose_sweep
 from mal.config import Dataset as Spec
-from mal.data.augment import Augmentation, build_augmentation, pixel_statistics
+from mal.data.augment import Augmentation, build_augmentation
 from mal.data.loader import MemoryLoader
+from mal.data.moments import array_moments, image_moments, statistics
 
 
 @cache
@@ -76,24 +77,36 @@ def test_crops_are_windows_of_the_padded_image_and_reach_every_corner(crop: int 
     assert {x for _, x in corners} == set(range(room))
 
 
+def statistics_of(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return statistics(array_moments(images), images[:, 0].size)
+
+
+def test_moments_are_whole_numbers_and_those_of_a_set_are_the_sum_of_its_images() -> None:
+    images = made_up_images(7, 3, 32)
+    whole = images.astype(object)  # Python's integers
+    sums = np.stack([whole.sum(axis=(0, 2, 3)), (whole**2).sum(axis=(0, 2, 3))], axis=1)
+    assert np.array_equal(array_moments(images), sums.astype(np.int64))
+    assert np.array_equal(sum(image_moments(image) for image in images), sums.astype(np.int64))
+
+
 def test_normalised_pools_have_mean_0_and_deviation_1_by_channel() -> None:
     images = made_up_images(50, 3, 32)
     images[:, 1] //= 3
     pool = np.arange(0, 50, 2)
     settings = spec("dataset=cifar100", "dataset.flip=false")
-    augmentation = build_augmentation(settings, images, pool, CPU.torch)
+    augmentation = build_augmentation(settings, *statistics_of(images[pool]), CPU.torch)
     out = augmentation.evaluate(torch.from_numpy(images[pool]))
     assert out.mean(dim=(0, 2, 3)).abs().max() < 1e-5
     assert (out.std(dim=(0, 2, 3), correction=0) - 1).abs().max() < 1e-5
     assert out.dtype == torch.float32
-    mean, std = pixel_statistics(images)
+    mean, std = statistics_of(images)
     assert mean == pytest.approx((images / 255).mean(axis=(0, 2, 3)), rel=1e-12)
     assert std == pytest.approx((images / 255).std(axis=(0, 2, 3)), rel=1e-12)
 
 
 def test_a_constant_channel_does_not_divide_by_zero() -> None:
     augmentation: Augmentation = build_augmentation(
-        spec("dataset=digits"), np.full((4, 1, 8, 8), 7, np.uint8), np.arange(4), CPU.torch
+        spec("dataset=digits"), *statistics_of(np.full((4, 1, 8, 8), 7, np.uint8)), CPU.torch
     )
     assert torch.isfinite(augmentation.evaluate(torch.full((1, 1, 8, 8), 7, dtype=torch.uint8))).all()
 

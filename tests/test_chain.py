@@ -122,6 +122,7 @@ def test_kept_models_are_those_that_were_evaluated(tmp_path: Path, undisturbed: 
 
     from mal.data.augment import build_augmentation
     from mal.data.dataset import load
+    from mal.data.moments import pixel_statistics
     from mal.models.backbones import build_backbone
     from mal.models.heads import TaskModel
 
@@ -131,7 +132,7 @@ def test_kept_models_are_those_that_were_evaluated(tmp_path: Path, undisturbed: 
     dataset = load(config.dataset, Path("nowhere"), 0)
     model = TaskModel(build_backbone(config.backbone, 1), 10)
     model.load_state_dict(safetensors.torch.load_file(folder / "round-1" / "model.safetensors"))
-    augmentation = build_augmentation(config.dataset, dataset.train.images, dataset.pool, CPU.torch)
+    augmentation = build_augmentation(config.dataset, *pixel_statistics(dataset), CPU.torch)
     with torch.no_grad():
         predicted = model.eval()(augmentation.evaluate(torch.from_numpy(dataset.test.images))).argmax(1).numpy()
     value = read(folder / "round-1", "metrics.json")["value"]

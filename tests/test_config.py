@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from chains import ROOT, chain_config, environment
+from made_up_data import write_folders
 
 from mal.compose import compose_sweep
 from mal.config import Chain, added, choices, differences, load_chain, pool_size, save_chain, validate
@@ -210,9 +211,13 @@ def test_method_keys_reach_the_methods_that_have_them() -> None:
     assert [c.method.get("query") for c in sweep.chains] == ["rank_sum", None]
 
 
-def test_every_dataset_and_backbone_on_offer_composes() -> None:
+def test_every_dataset_and_backbone_on_offer_composes(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=20)
     for name in choices("dataset"):
-        (chain,) = compose_sweep([f"dataset={name}", "seeds=1", "methods=[random]"]).chains
+        overrides = [f"dataset={name}", "seeds=1", "methods=[random]"]
+        if name == "folder":
+            overrides += [f"dataset.{part}_images={tmp_path / part}" for part in ("train", "test")]
+        (chain,) = compose_sweep(overrides).chains
         assert chain.dataset.name == chain.name == name
     for name in choices("backbone"):
         assert composed("dataset=cifar100", f"backbone={name}")[0].backbone["name"] == name

@@ -15,7 +15,8 @@ from mal.compose import compose_sweep
 from mal.config import Dataset as Spec
 from mal.data.dataset import choose_pool, load, thin
 from mal.data.loader import HIDDEN, MemoryLoader, TrainingStream, in_order, visible_labels
-from mal.data.sources import Split, pool_hash, stratified
+from mal.data.sources import stratified
+from mal.data.splits import Arrays, hash_arrays
 
 
 @cache
@@ -131,19 +132,23 @@ def test_an_imbalanced_variant_leaves_the_test_set_alone(digits: Any) -> None:
 
 
 def test_the_pools_hash_sees_every_byte() -> None:
-    split = Split(made_up_images(6), np.arange(6))
+    split = Arrays(made_up_images(6), np.arange(6))
     pool = np.arange(5)
+
+    def pool_hash(split: Arrays, pool: np.ndarray) -> str:
+        return hash_arrays((pool, *split.identity()))
+
     reference = pool_hash(split, pool)
     other_image, other_label = split.images.copy(), split.labels.copy()
     other_image[5, 0, 7, 7] ^= 1
     other_label[2] = 0
     changed = [
-        pool_hash(Split(other_image, split.labels), pool),
-        pool_hash(Split(split.images, other_label), pool),
+        pool_hash(Arrays(other_image, split.labels), pool),
+        pool_hash(Arrays(split.images, other_label), pool),
         pool_hash(split, np.arange(6)),
     ]
     assert len({reference, *changed}) == 4
-    assert pool_hash(Split(split.images.copy(), split.labels.copy()), pool.copy()) == reference
+    assert pool_hash(Arrays(split.images.copy(), split.labels.copy()), pool.copy()) == reference
 
 
 # ------------------------------------------------------------------------- streams of indices

@@ -242,7 +242,7 @@ def secrets() -> list[np.ndarray]:
     dataset = load(config.dataset, Path(config.data), config.seed)
     rounds = Rounds(Path("nowhere"), config, dataset, prepare_device(config), Interrupt())
     rest = np.setdiff1d(dataset.pool, rounds.ledger.initial)
-    return [dataset.oracle.label(np.arange(len(dataset.train.images))), dataset.oracle.label(rest)]
+    return [dataset.oracle.label(np.arange(len(dataset.train))), dataset.oracle.label(rest)]
 
 
 @pytest.mark.parametrize("name", METHODS.names())

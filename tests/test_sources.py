@@ -1,10 +1,7 @@
 """Data sets in their real on-disk formats, whole, damaged and malicious."""
 
-import gzip
-import io
 import pickle
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from chains import made_up_images
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_data import idx, original_cifar, pickled, write_cifar100, write_fashion
 
 from mal.compose import compose_sweep
 from mal.config import Dataset as Spec
@@ -33,33 +30,14 @@ def spec(*overrides: str) -> Spec:
 # ------------------------------------------------------------------------- Fashion-MNIST's idx files
 
 
-def idx(array: np.ndarray) -> bytes:
-    """The idx format: 0, 0, type, dimensions, big-endian sizes, data."""
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
-
-
 SMALL_FASHION = ("dataset=fashion_mnist", "dataset.train=30", "dataset.test=20")
-
-
-def write_fashion(folder: Path, zipped: bool = False) -> dict[str, np.ndarray]:
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {}
-    for part, count, seed in (("train", 30, 0), ("t10k", 20, 1)):
-        arrays[f"{part}-images-idx3-ubyte"] = made_up_images(count, 1, 28, seed)[:, 0]
-        arrays[f"{part}-labels-idx1-ubyte"] = np.random.default_rng(seed).permutation(count) % 10
-    for name, array in arrays.items():
-        if zipped:
-            (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
-        else:
-            (folder / name).write_bytes(idx(array))
-    return arrays
 
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_fashion_mnist_is_read_from_idx_files(tmp_path: Path, zipped: bool) -> None:
     arrays = write_fashion(tmp_path / "fashion-mnist", zipped)
     found = load(spec(*SMALL_FASHION), tmp_path, seed=0)
-    assert np.array_equal(found.images[:, 0], arrays["train-images-idx3-ubyte"])
+    assert np.array_equal(found.train.images[:, 0], arrays["train-images-idx3-ubyte"])
     assert np.array_equal(found.oracle.label(np.arange(30)), arrays["train-labels-idx1-ubyte"])
     assert np.array_equal(found.test.images[:, 0], arrays["t10k-images-idx3-ubyte"])
     assert np.array_equal(found.test.labels, arrays["t10k-labels-idx1-ubyte"])
@@ -150,47 +128,12 @@ def test_files_of_another_size_or_with_other_labels_are_refused(tmp_path: Path) 
 # ------------------------------------------------------------------------- CIFAR100's pickles
 
 
-class PythonTwoPickler(pickle._Pickler):  # type: ignore[name-defined]
-    """Writes byte strings with Python 2's opcodes, as CIFAR100's files were written."""
-
-    def save_python_two_string(self, content: bytes) -> None:
-        if len(content) < 256:
-            self.write(pickle.SHORT_BINSTRING + bytes([len(content)]) + content)
-        else:
-            self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
-        self.memoize(content)
-
-    dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
-    dispatch[bytes] = save_python_two_string
-    dispatch[str] = lambda self, text: self.save_python_two_string(text.encode("latin1"))
-
-
-def original_cifar(count: int, seed: int) -> dict[bytes, Any]:
-    random = np.random.default_rng(seed)
-    return {
-        b"filenames": [b"image_%06d.png" % i for i in range(count)],
-        b"batch_label": b"training batch 1 of 1",
-        b"fine_labels": random.integers(0, 100, count).tolist(),
-        b"coarse_labels": random.integers(0, 20, count).tolist(),
-        b"data": random.integers(0, 256, (count, 3072), dtype=np.uint8),
-    }
-
-
-def pickled(content: object) -> bytes:
-    buffer = io.BytesIO()
-    PythonTwoPickler(buffer, protocol=2).dump(content)
-    return buffer.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")  # its name then
-
-
 SMALL_CIFAR = ("dataset=cifar100", "dataset.train=12", "dataset.test=6")
 
 
 @pytest.fixture
 def cifar(tmp_path: Path) -> Path:
-    folder = tmp_path / "cifar-100-python"
-    folder.mkdir()
-    for part, count in (("train", 12), ("test", 6)):
-        (folder / part).write_bytes(pickled(original_cifar(count, seed=count)))
+    write_cifar100(tmp_path / "cifar-100-python")
     return tmp_path
 
 
@@ -198,7 +141,7 @@ def test_cifar100_is_read_as_python_2_wrote_it(cifar: Path) -> None:
     found = load(spec(*SMALL_CIFAR), cifar, seed=0)
     expected = original_cifar(12, seed=12)
     assert found.oracle.label(np.arange(12)).tolist() == expected[b"fine_labels"]
-    assert np.array_equal(found.images, expected[b"data"].reshape(12, 3, 32, 32))
+    assert np.array_equal(found.train.images, expected[b"data"].reshape(12, 3, 32, 32))
     assert found.test.labels.tolist() == original_cifar(6, seed=6)[b"fine_labels"]
 
 
@@ -219,7 +162,7 @@ def test_cifar100_is_what_torchvision_reads(cifar: Path) -> None:
 
     ours = load(spec(*SMALL_CIFAR), cifar, seed=0)
     for train, images, labels in (
-        (True, ours.images, ours.oracle.label(ours.pool)),
+        (True, ours.train.images, ours.oracle.label(ours.pool)),
         (False, *vars(ours.test).values()),
     ):
         theirs = SmallCIFAR100(str(cifar), train=train)

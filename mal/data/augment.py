@@ -68,9 +68,8 @@ class Augmentation:
         return images.to(torch.float32, memory_format=torch.channels_last).div_(255).sub_(self.mean).div_(self.std)
 
 
-def build_augmentation(spec: Spec, images: np.ndarray, pool: np.ndarray, device: torch.device) -> Augmentation:
-    """The augmentation of a dataset, normalised by the mean and deviation of the pool's pixels (labels not needed)."""
-    mean, std = pixel_statistics(images[pool])
+def build_augmentation(spec: Spec, mean: np.ndarray, std: np.ndarray, device: torch.device) -> Augmentation:
+    """The augmentation of a dataset, normalised by the mean and deviation (C,) of its pool's pixels."""
     shape = (1, spec.channels, 1, 1)
     return Augmentation(
         flip=spec.flip,
@@ -79,14 +78,3 @@ def build_augmentation(spec: Spec, images: np.ndarray, pool: np.ndarray, device:
         mean=torch.tensor(mean, dtype=torch.float32).view(shape).to(device),
         std=torch.tensor(std, dtype=torch.float32).view(shape).to(device),
     )
-
-
-def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel of uint8 (N, C, H, W), scaled to [0, 1]; exactly, by histogram."""
-    mean, std = [], []
-    values = np.arange(256) / 255
-    for channel in range(images.shape[1]):
-        share = np.bincount(images[:, channel].ravel(), minlength=256) / images[:, channel].size
-        mean.append(float(share @ values))
-        std.append(max(float(np.sqrt(share @ (values - mean[-1]) ** 2)), 1e-6))
-    return np.array(mean), np.array(std)

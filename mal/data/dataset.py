@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from mal.config import Dataset as Spec
-from mal.data.sources import SOURCES, Split, check_split, pool_hash, stratified
+from mal.data import bdd100k, folder, imagenet, inaturalist2018  # noqa: F401  registers them
+from mal.data.sources import SOURCES, Split, check_split, stratified
+from mal.data.splits import Labels, hash_arrays
 from mal.pool import Oracle
 from mal.rng import generator
 
@@ -17,8 +19,8 @@ from mal.rng import generator
 class Dataset:
     """What a chain works on.
 
-    train: the whole training set; pool: int64 sorted absolute indices into it; oracle: sells its labels; digest:
-    SHA-256 of pool, images and labels.
+    train: the whole training set; pool: int64 sorted absolute indices into it; oracle: sells its labels; test: the test
+    set; digest: SHA-256 of what pool and training set are recognised by; data: the folder of datasets.
     """
 
     spec: Spec
@@ -27,6 +29,7 @@ class Dataset:
     oracle: Oracle
     test: Split
     digest: str
+    data: Path
 
 
 def load(spec: Spec, data: Path, seed: int) -> Dataset:
@@ -38,16 +41,21 @@ def load(spec: Spec, data: Path, seed: int) -> Dataset:
     check_split(spec.name, "training", train, spec, spec.train)
     check_split(spec.name, "test", test, spec, spec.test)
     pool = choose_pool(spec, train.labels, seed)
-    return Dataset(spec, train, pool, Oracle(train.labels), test, pool_hash(train, pool))
+    digest = hash_arrays((pool, *train.identity()))
+    return Dataset(spec, train, pool, Oracle(train.labels), test, digest, data)
 
 
-def choose_pool(spec: Spec, labels: np.ndarray, seed: int) -> np.ndarray:
-    """The pool's absolute indices, int64 sorted: all or `dataset.pool` of them, thinned by `dataset.imbalance`."""
+def choose_pool(spec: Spec, labels: Labels, seed: int) -> np.ndarray:
+    """The pool's absolute indices, int64 sorted: all or `dataset.pool` of them, thinned by `dataset.imbalance`.
+
+    labels: int64 (N,), or maps (N, H, W), whose pool is drawn whatever is on them.
+    """
     pool = np.arange(len(labels))
+    classes = labels if isinstance(labels, np.ndarray) and labels.ndim == 1 else np.zeros(len(labels), np.int64)
     if spec.pool is not None:
-        pool = stratified(labels, spec.pool, generator("pool", spec.source, spec.pool))
+        pool = stratified(classes, spec.pool, generator("pool", spec.source, spec.pool))
     if spec.imbalance:
-        pool = thin(pool, labels, spec.imbalance, spec.minimum, spec.classes, generator("imbalance", spec.name, seed))
+        pool = thin(pool, classes, spec.imbalance, spec.minimum, spec.classes, generator("imbalance", spec.name, seed))
     return pool
 
 

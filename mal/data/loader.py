@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mal.data.sources import Split
+from mal.data.splits import in_memory
 from mal.rng import generator
 
 HIDDEN = -1  # the label of an image whose label has not been bought
@@ -100,7 +101,7 @@ class MemoryLoader(Loader):
 def build_loader(kind: str, split: Split, labels: np.ndarray, device: torch.device) -> Loader:
     """The loader that the key `loader` names, of a split's images; labels: int64 (N,), those that may be seen."""
     assert kind == "memory", kind
-    return MemoryLoader(split.images, labels, device)
+    return MemoryLoader(in_memory(split).images, labels, device)
 
 
 def visible_labels(count: int, labelled: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Readers of datasets in their real on-disk formats: `read(spec, data)` gives images and labels as arrays.
+"""Readers of datasets in their real on-disk formats: `read(spec, data)` gives the training and the test split.
 
 A source knows files, not protocols: which subset is the pool is decided in `mal.data.dataset` from the specification.
 """
@@ -6,30 +6,22 @@ A source knows files, not protocols: which subset is the pool is decided in `mal
 from __future__ import annotations
 
 import gzip
-import hashlib
 import pickle
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mal.config import Dataset as Spec
+from mal.data.splits import Arrays, Files
 from mal.registry import Registry
 from mal.rng import generator
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-@dataclass(frozen=True)
-class Split:
-    """images: uint8 (N, C, H, W); labels: int64 (N,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
+Split = Arrays | Files
 Source = Callable[[Spec, Path], tuple[Split, Split]]
 SOURCES: Registry[Source] = Registry("dataset source")
 
@@ -44,13 +36,13 @@ def read_digits(spec: Spec, data: Path) -> tuple[Split, Split]:
     labels = bunch.target.astype(np.int64)
     test = stratified(labels, spec.test, generator("test split", "digits"))
     train = np.setdiff1d(np.arange(len(labels)), test)
-    return Split(images[train], labels[train]), Split(images[test], labels[test])
+    return Arrays(images[train], labels[train]), Arrays(images[test], labels[test])
 
 
 @SOURCES.register("fashion_mnist")
 def read_fashion_mnist(spec: Spec, data: Path) -> tuple[Split, Split]:
     """Fashion-MNIST's idx files, plain or gzipped, in DATA/fashion-mnist or where Debian's package puts them."""
-    places = [data / "fashion-mnist", DEBIAN_FASHION_MNIST]
+    places = [Path(spec.root)] if spec.root else [data / "fashion-mnist", DEBIAN_FASHION_MNIST]
     folder = next((p for p in places if any(p.glob("train-images-idx3-ubyte*"))), None)
     if folder is None:
         raise ValueError(
@@ -61,42 +53,39 @@ def read_fashion_mnist(spec: Spec, data: Path) -> tuple[Split, Split]:
     for part in ("train", "t10k"):
         images = _read_idx(folder, f"{part}-images-idx3-ubyte", dimensions=3)
         labels = _read_idx(folder, f"{part}-labels-idx1-ubyte", dimensions=1)
-        splits.append(Split(images[:, None], labels.astype(np.int64)))
+        splits.append(Arrays(images[:, None], labels.astype(np.int64)))
     return splits[0], splits[1]
 
 
 @SOURCES.register("cifar100")
 def read_cifar100(spec: Spec, data: Path) -> tuple[Split, Split]:
     """CIFAR100's python version, DATA/cifar-100-python/{train,test} as torchvision unpacks it; no code of it is run."""
-    folder = data / "cifar-100-python"
+    folder = files_of(spec, data, "cifar-100-python")
     return _read_cifar100(folder / "train"), _read_cifar100(folder / "test")
+
+
+def files_of(spec: Spec, data: Path, folder: str) -> Path:
+    """Where the files of a dataset are: dataset.root, or DATA/FOLDER."""
+    return Path(spec.root) if spec.root else data / folder
 
 
 def check_split(name: str, part: str, split: Split, spec: Spec, expected: int) -> None:
     """Refuse images and labels that are not what the specification says, with a ValueError."""
-    images, labels = split.images, split.labels
-    shape = (spec.channels, spec.size, spec.size)
-    if images.dtype != np.uint8 or images.shape[1:] != shape:
-        raise ValueError(f"{name}: {part} images are {images.dtype} {images.shape[1:]}, not uint8 {shape}.")
-    if len(images) != len(labels):
-        raise ValueError(f"{name}: {len(images)} {part} images but {len(labels)} labels.")
-    if len(images) != expected:
+    labels, shape = split.labels, (spec.channels, spec.size, spec.size)
+    if split.shape != shape:
+        raise ValueError(f"{name}: {part} images are uint8 {split.shape}, not uint8 {shape}.")
+    if len(split) != len(labels):
+        raise ValueError(f"{name}: {len(split)} {part} images but {len(labels)} labels.")
+    if len(split) != expected:
         key = "train" if part == "training" else "test"
         raise ValueError(
-            f"{name}: {len(images)} {part} images where {expected} are expected: the files are not whole, or set "
-            f"dataset.{key}={len(images)} if this is what you mean."
+            f"{name}: {len(split)} {part} images where {expected} are expected: the files are not whole, or set "
+            f"dataset.{key}={len(split)} if this is what you mean."
         )
+    if not isinstance(labels, np.ndarray) or labels.ndim > 1:
+        return  # maps are checked one by one as they are read
     if labels.min() < 0 or labels.max() >= spec.classes:
         raise ValueError(f"{name}: {part} labels from {labels.min()} to {labels.max()}, not 0 to {spec.classes - 1}.")
-
-
-def pool_hash(train: Split, pool: np.ndarray) -> str:
-    """SHA-256 over the pool's indices, images and labels: what a run on another pool is refused by."""
-    digest = hashlib.sha256()
-    for array in (pool, train.images, train.labels):
-        digest.update(str((array.dtype.str, array.shape)).encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def stratified(labels: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
@@ -148,7 +137,7 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _read_cifar100(path: Path) -> Split:
+def _read_cifar100(path: Path) -> Arrays:
     if not path.is_file():
         raise ValueError(f"{path} is missing: unpack cifar-100-python.tar.gz in the folder that data= names.")
     try:
@@ -162,4 +151,4 @@ def _read_cifar100(path: Path) -> Split:
         raise ValueError(f"{path} is not CIFAR100's python version ({error}): it is cut or damaged.") from None
     if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3 * 32 * 32:
         raise ValueError(f"{path}: data is {images.dtype} {images.shape}, not uint8 (N, 3072).")
-    return Split(images.reshape(-1, 3, 32, 32), labels)
+    return Arrays(images.reshape(-1, 3, 32, 32), labels)
