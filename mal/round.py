@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import platform
 import socket
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from torch import nn
 
 from mal import __version__, results
 from mal.config import Chain
@@ -73,13 +75,18 @@ class Rounds:
             method.fit()
             model = self._task_model(setting, number)
             evaluation = self._evaluate(model, setting.scanner)
-            query = self._query(method, model, setting) if number + 1 < self.config.rounds else None
+            signals = self._signals(evaluation, setting)
+            query = None
+            if number + 1 < self.config.rounds:
+                query, found = self._query(method, model, setting)
+                signals |= found
             features = self._features(model, setting, query) if self.config.keep_features else None
             progress.phase("commit", 0)
         finally:
             if self.interrupt.cause:
                 progress.leave(self.interrupt.cause)
-        world.once(lambda: results.commit(folder, self._files(setting, state, model, evaluation, query, features)))
+        outcome = setting, state, model, evaluation, signals, query, features
+        world.once(lambda: results.commit(folder, self._files(*outcome)))
 
     def _files(
         self,
@@ -87,6 +94,7 @@ class Rounds:
         state: State,
         model: TaskModel,
         evaluation: Evaluation,
+        signals: dict[str, float],
         query: np.ndarray | None,
         features: bytes | None,
     ) -> dict[str, Any]:
@@ -96,6 +104,8 @@ class Rounds:
         if query is not None:
             files[results.QUERY] = query
         files[results.METRICS] = self._metrics(number, state, evaluation, query, progress)
+        known = {name: None if math.isnan(value) else value for name, value in signals.items()}
+        files[results.METRICS]["signals"] = known
         files[results.HISTORY] = setting.trainer.history
         if self.config.keep_model or self.config.task.init == "continue":
             weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -134,15 +144,30 @@ class Rounds:
         pool = len(self.dataset.pool)
         return train_task_model(self.config, setting.trainer, setting.labelled, pool, encoder, before)
 
+<<<<<<< HEAD
     def _evaluate(self, model: TaskModel, scanner: Scanner) -> Evaluation:
         return evaluate(model, scanner, self.test, self.test_labels, self.config.dataset.classes)
+=======
+    def _evaluate(self, model: nn.Module, scanner: Scanner) -> Evaluation:
+        return evaluate(model, scanner, self.test, self.dataset.test.labels, self.config.dataset.classes)
+>>>>>>> fd527f5 (Calibration, and D's certainty: numbers of a round that explain it)
 
-    def _query(self, method: Method, model: TaskModel, setting: Setting) -> np.ndarray:
+    def _signals(self, evaluation: Evaluation, setting: Setting) -> dict[str, float]:
+        """How far M's confidence is from its accuracy; the accuracy of C, where F and C were trained, and the same."""
+        signals = {"confidence": evaluation.confidence, "calibration": evaluation.calibration}
+        if "minimax" in vars(setting):
+            classifier = nn.Sequential(setting.minimax.encoder, setting.minimax.classifier)
+            of_c = self._evaluate(classifier, setting.scanner)
+            signals |= {"c_value": of_c.value, "c_confidence": of_c.confidence, "c_calibration": of_c.calibration}
+        return signals
+
+    def _query(self, method: Method, model: TaskModel, setting: Setting) -> tuple[np.ndarray, dict[str, float]]:
+        """The query, and what the method has to say of it."""
         scores = method.score(model)
         positions = self.device.world.once(lambda: method.select(scores, self.config.budget))
         query = setting.unlabelled[positions]
         check_query(query, self.config.budget, setting.unlabelled, f"The query of method {self.config.method['name']}")
-        return query
+        return query, method.diagnostics(scores)
 
     def _features(self, model: TaskModel, setting: Setting, query: np.ndarray | None) -> bytes:
         """An .npz for the map of a round: M's features (n, d) of the labelled, the queried and a sample of the others.

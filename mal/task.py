@@ -19,6 +19,7 @@ from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
 from mal.optimizers import SGD, Adam
 from mal.scan import Scanner
+from mal.signals import calibration_error
 from mal.training import Inputs, Trainer, descend, steps_of
 
 PHASE = "task"
@@ -46,10 +47,15 @@ class Supervised:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy in percent, and that of each class (NaN where the test set has none of it)."""
+    """Accuracy in percent, and that of each class (NaN where the test set has none of it).
+
+    confidence: the mean probability of the predicted class, percent; calibration: its expected calibration error.
+    """
 
     value: float
     per_class: np.ndarray
+    confidence: float = math.nan
+    calibration: float = math.nan
 
 
 def schedule(name: str, progress: float) -> float:
@@ -92,17 +98,20 @@ def train_task_model(
 
 
 def evaluate(model: nn.Module, scanner: Scanner, test: Loader, labels: np.ndarray, classes: int) -> Evaluation:
-    """Accuracy of M on the whole test set; labels: int64 (N,)."""
+    """Accuracy and calibration of M, or of C on F, on the whole test set; labels: int64 (N,)."""
 
     def predict(images: Tensor) -> dict[str, Tensor]:
-        return {"predicted": model(images).argmax(dim=1)}
+        confidence, predicted = model(images).float().softmax(dim=1).max(dim=1)
+        return {"confidence": confidence, "predicted": predicted}
 
-    predicted = scanner.scan("evaluate", test, np.arange(len(labels)), predict, model)["predicted"]
+    found = scanner.scan("evaluate", test, np.arange(len(labels)), predict, model)
+    confidence, predicted = found["confidence"], found["predicted"]
     count = np.bincount(labels, minlength=classes)
     correct = np.bincount(labels[predicted == labels], minlength=classes)
     with np.errstate(invalid="ignore"):
         per_class = 100 * correct / count
-    return Evaluation(value=100 * correct.sum() / count.sum(), per_class=per_class)
+    calibration = calibration_error(confidence, predicted == labels)
+    return Evaluation(100 * correct.sum() / count.sum(), per_class, float(100 * confidence.mean()), calibration)
 
 
 def _optimizer(model: nn.Module, config: Task) -> torch.optim.Optimizer:

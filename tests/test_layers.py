@@ -13,7 +13,7 @@ PACKAGES = ("mal", "sweeps", "slurm", "analysis")
 LAYERS = [
     {"mal", "mal.registry", "mal.rng", "mal.results", "mal.acquisition", "mal.distributed"},
     {"mal.memory", "mal.optimizers", "mal.folders"},
-    {"mal.method_keys", "mal.provenance", "mal.models.batch_norm", "mal.worker"},
+    {"mal.method_keys", "mal.signals", "mal.provenance", "mal.models.batch_norm", "mal.worker"},
     {"mal.config"},
     {"mal.tuning"},
     {"mal.compose"},

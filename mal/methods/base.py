@@ -69,3 +69,7 @@ class Method(ABC):
     @abstractmethod
     def select(self, scores: Scores, budget: int) -> np.ndarray:
         """`budget` distinct positions in `unlabelled`, int64, in order of choice."""
+
+    def diagnostics(self, scores: Scores) -> dict[str, float]:
+        """Numbers that may explain the round's choice, by name, for metrics.json and the report; none by default."""
+        return {}

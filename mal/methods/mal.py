@@ -15,6 +15,7 @@ from mal.methods.base import METHODS, Method, Scores
 from mal.methods.entropy import predictive_entropy
 from mal.models.heads import TaskModel
 from mal.registry import Registry
+from mal.signals import discriminator_signals, spearman
 
 Rule = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 RULES: Registry[Rule] = Registry("method.query")
@@ -91,3 +92,23 @@ class MAL(Method):
         if any(np.isnan(values).any() for values in scores.values()):
             raise ValueError("Scores of MAL are NaN: F, C or D diverged. Lower minimax.lr_f, lr_c or lr_d.")
         return RULES[rule](scores["entropy"], scores["labelledness"], budget)
+
+    def diagnostics(self, scores: Scores) -> dict[str, float]:
+        """D's certainty of both pools, C's mean entropy of the unlabelled (nats), and whether the two scores agree.
+
+        entropy_d_spearman: 1 where the more uncertain are the less labelled for D, -1 where they are the more.
+        """
+        if not scores:
+            return {}
+        setting, networks = self.setting, self.setting.minimax
+        entropy, seen = scores["entropy"], scores["labelledness"]
+        if not setting.config.minimax.discriminator:
+            return {"c_entropy": float(entropy.mean())}
+
+        def labelledness(images: Tensor) -> dict[str, Tensor]:
+            return {"labelledness": networks.discriminator(networks.encoder(images)).float().sigmoid()}
+
+        modules = networks.encoder, networks.discriminator
+        labelled = setting.scanner.scan("diagnose", setting.loader, setting.labelled, labelledness, *modules)
+        sure = discriminator_signals(labelled["labelledness"], seen, boundary=0.5)
+        return sure | {"c_entropy": float(entropy.mean()), "entropy_d_spearman": spearman(entropy, -seen)}

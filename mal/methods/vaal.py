@@ -25,6 +25,7 @@ from mal.minimax import discriminator_loss
 from mal.models.heads import Discriminator, TaskModel
 from mal.models.vae import LARGEST_STRIDE_2, VAE
 from mal.optimizers import Adam
+from mal.signals import discriminator_signals
 from mal.training import Inputs, descend, steps_of
 
 PHASE = "vaal"
@@ -124,13 +125,17 @@ class VAAL(Method):
 
     def score(self, model: TaskModel) -> Scores:
         """labelledness: D's logit of the code's mean, which does not saturate as its probability does, (N,)."""
-        vae, discriminator = self.objective.vae, self.objective.discriminator
-
-        def labelledness(images: Tensor) -> dict[str, Tensor]:
-            return {"labelledness": discriminator(vae.encode(images)[0])}
-
-        return self.setting.scan(labelledness, vae, discriminator)
+        return self.setting.scan(self._labelledness, self.objective.vae, self.objective.discriminator)
 
     def select(self, scores: Scores, budget: int) -> np.ndarray:
         """Lowest first, ties by lowest index."""
         return top_b(-scores["labelledness"], budget)
+
+    def diagnostics(self, scores: Scores) -> dict[str, float]:
+        """D's certainty of both pools."""
+        setting, modules = self.setting, (self.objective.vae, self.objective.discriminator)
+        labelled = setting.scanner.scan("diagnose", setting.loader, setting.labelled, self._labelledness, *modules)
+        return discriminator_signals(labelled["labelledness"], scores["labelledness"], 0.0)
+
+    def _labelledness(self, images: Tensor) -> dict[str, Tensor]:
+        return {"labelledness": self.objective.discriminator(self.objective.vae.encode(images)[0])}
