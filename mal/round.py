@@ -144,13 +144,8 @@ class Rounds:
         pool = len(self.dataset.pool)
         return train_task_model(self.config, setting.trainer, setting.labelled, pool, encoder, before)
 
-<<<<<<< HEAD
-    def _evaluate(self, model: TaskModel, scanner: Scanner) -> Evaluation:
-        return evaluate(model, scanner, self.test, self.test_labels, self.config.dataset.classes)
-=======
     def _evaluate(self, model: nn.Module, scanner: Scanner) -> Evaluation:
-        return evaluate(model, scanner, self.test, self.dataset.test.labels, self.config.dataset.classes)
->>>>>>> fd527f5 (Calibration, and D's certainty: numbers of a round that explain it)
+        return evaluate(model, scanner, self.test, self.test_labels, self.config.dataset.classes)
 
     def _signals(self, evaluation: Evaluation, setting: Setting) -> dict[str, float]:
         """How far M's confidence is from its accuracy; the accuracy of C, where F and C were trained, and the same."""
