@@ -173,7 +173,7 @@ def test_interrupted_wherever_it_looks_a_chain_ends_as_undisturbed(
     while results.committed_rounds(folder) < 2:
         attempts += 1
         try:
-            run_chain(folder, None, StopsAt(4 + attempts % 9))
+            run_chain(folder, None, StopsAt(4 + attempts % 12))
         except Interrupted:
             number = results.committed_rounds(folder)
             beat = read_progress(results.round_folder(folder, number))
