@@ -38,7 +38,7 @@ PAPER_METHODS = {
     "segmentation": ("mal", "vaal", "entropy", "random"),
 }
 OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
-SWEEP_KEYS = ("methods", "variants", "tune", "tuning", "seeds", "cluster", "dry_run", "retry")
+SWEEP_KEYS = ("methods", "variants", "tune", "tuning", "seeds", "cluster", "dry_run", "retry", "tasks")
 
 
 @dataclass

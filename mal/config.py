@@ -19,14 +19,14 @@ from yaml import YAMLError
 
 from mal.method_keys import check_method
 from mal.registry import nearest
+from mal.task_keys import TASKS, check_task
 
 CONF = Path(__file__).parent / "conf"
 TEMPLATE = "template"
-TASKS = ("classification", "segmentation")
 QUERIES_OF_D = ("intersection", "entropy_of_unlabeled", "rank_sum", "discriminator")
 # Where and how a chain runs, not what it computes: left out of the fingerprint, free to differ between launches.
 PLACE_KEYS = (
-    *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features"),
+    *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features", "keep_queries"),
     *("checkpoint_minutes", "collective_minutes"),
     *("dataset.root", "dataset.train_images", "dataset.test_images"),
 )
@@ -64,6 +64,7 @@ class Dataset:
     root: str | None = added(None)
     train_images: str | None = added(None)
     test_images: str | None = added(None)
+    class_names: list[str] | None = added(None)  # noqa: RUF009
 
 
 @dataclass(kw_only=True)
@@ -118,6 +119,7 @@ class Chain:
     collective_minutes: float
     keep_model: bool
     keep_features: bool
+    keep_queries: int = 0
     dataset: Dataset
     backbone: dict[str, Any]
     method: dict[str, Any]
@@ -216,6 +218,9 @@ def validate(chain: Chain) -> None:
             raise ValueError(f"{key}= is empty: give a folder, e.g. {key}={key}.")
     _check_image(chain)
     _check_method(chain.method)
+    if (task := chain.dataset.task) != "segmentation" and chain.keep_queries:
+        raise ValueError(f"keep_queries={chain.keep_queries} keeps maps, but dataset.task={task}: set it to 0.")
+    check_task(chain.dataset, chain.backbone, chain.method, CONF)
     pool, needed = pool_size(chain.dataset), chain.initial + (chain.rounds - 1) * chain.budget
     if needed > pool:
         raise ValueError(
@@ -284,7 +289,7 @@ def check_numbers(chain: Chain) -> None:
     """Refuse numbers out of range, with a ValueError naming the key."""
     values = flat(asdict(chain))
     at_least = {"seed": 0, "rounds": 1, "initial": 1, "budget": 1, "threads": 0, "minimax.batch": 2, "task.batch": 2}
-    at_least |= {"dataset.classes": 2, "dataset.minimum": 1, "dataset.pad_crop": 0}
+    at_least |= {"dataset.classes": 2, "dataset.minimum": 1, "dataset.pad_crop": 0, "keep_queries": 0}
     above: tuple[str, ...] = ("minimax.epochs", "minimax.temperature", "minimax.lr_f", "minimax.lr_c", "minimax.lr_d")
     above += ("task.epochs", "task.lr", "checkpoint_minutes", "collective_minutes")
     not_negative = ("minimax.entropy_weight", "minimax.weight_decay", "task.weight_decay", "task.momentum")

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from mal.config import Chain, Minimax
 from mal.device import Device
+from mal.losses import cross_entropy
 from mal.models.backbones import build_backbone
-from mal.models.heads import CosineClassifier, Discriminator
+from mal.models.heads import CosineClassifier, Discriminator, MapDiscriminator, PixelClassifier, stride_of
 from mal.optimizers import Adam
 from mal.training import Inputs, Trainer, descend, steps_of
 
@@ -33,11 +34,14 @@ EPSILON = 1e-5  # inside the logarithm, as in MME
 
 @dataclass(frozen=True)
 class Networks:
-    """F: images to (B, d) features; C: features to (B, K) logits; D: features to (B,) logits of being labelled."""
+    """F: images to (B, d) features; C: features to (B, K) logits; D: features to (B,) logits of being labelled.
+
+    For segmentation F gives maps of features (B, d, h, w) and C logits of every pixel, (B, K, H, W).
+    """
 
     encoder: nn.Module
-    classifier: CosineClassifier
-    discriminator: Discriminator
+    classifier: CosineClassifier | PixelClassifier
+    discriminator: Discriminator | MapDiscriminator
 
     def eval(self) -> None:
         """Running statistics, no dropout: for scoring."""
@@ -48,15 +52,21 @@ class Networks:
 def build_networks(config: Chain, device: Device) -> Networks:
     """F, C and D with the layer sizes of appendix B, initialised from torch's random state."""
     encoder = build_backbone(config.backbone, config.dataset.channels)
-    features = int(encoder.features)  # type: ignore[arg-type]
-    bottleneck, hidden = config.backbone["bottleneck"], config.backbone["discriminator"]
-    classifier = CosineClassifier(features, bottleneck, config.dataset.classes, config.minimax.temperature)
-    discriminator = Discriminator(features, hidden)
+    features, stride = int(encoder.features), stride_of(encoder)  # type: ignore[arg-type]
+    classes, temperature = config.dataset.classes, config.minimax.temperature
+    classifier: CosineClassifier | PixelClassifier
+    discriminator: Discriminator | MapDiscriminator
+    if stride:
+        classifier = PixelClassifier(features, classes, temperature, stride)
+        discriminator = MapDiscriminator(features, config.backbone["discriminator"])
+    else:
+        classifier = CosineClassifier(features, config.backbone["bottleneck"], classes, temperature)
+        discriminator = Discriminator(features, config.backbone["discriminator"])
     return Networks(device.place(encoder), device.place(classifier), device.place(discriminator))
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Mean over the batch of H = -sum p log(p + 1e-5), in nats (Eq. 2); logits (B, K)."""
+    """Mean over the batch of H = -sum p log(p + 1e-5), in nats (Eq. 2); logits (B, K) or (B, K, H, W)."""
     p = logits.softmax(dim=1)
     return -(p * (p + EPSILON).log()).sum(dim=1).mean()
 
@@ -103,7 +113,7 @@ class MinimaxObjective:
     def _descend_cross_entropy(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         with self.device.autocast():
             features = self.networks.encoder(inputs.images)
-            loss = F.cross_entropy(self.networks.classifier(features), inputs.labels) * inputs.weight
+            loss = cross_entropy(self.networks.classifier(features), inputs, self.device.world)
         descend(self.game, loss, self.device.world)
         return features.detach(), loss.detach()
 

@@ -11,7 +11,6 @@ commit
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 import platform
@@ -30,19 +29,20 @@ from mal.data.augment import Augmentation, build_augmentation
 from mal.data.dataset import Dataset
 from mal.data.loader import build_loader, visible_labels
 from mal.data.moments import pixel_statistics
+from mal.data.splits import IGNORED
 from mal.device import Device
 from mal.interrupt import Interrupt
+from mal.maps import evaluate_maps
 from mal.memory import peak_device_mib, peak_host_mib
 from mal.methods import METHODS, Method, Setting
 from mal.models.heads import TaskModel
 from mal.pool import Ledger, State, check_query, initial_labelled, unlabelled
 from mal.progress import Progress, now
 from mal.provenance import code_hash, git_state
-from mal.scan import Scanner
+from mal.samples import samples
+from mal.scan import Scanner, batch_of
 from mal.task import Evaluation, evaluate, train_task_model
 from mal.training import Trainer
-
-FEATURES_SAMPLE = 2000  # unlabelled images on a map of features
 
 
 class Rounds:
@@ -50,7 +50,7 @@ class Rounds:
 
     def __init__(self, chain: Path, config: Chain, dataset: Dataset, device: Device, interrupt: Interrupt) -> None:
         self.chain, self.config, self.dataset, self.device = chain, config, dataset, device
-        self.interrupt = interrupt
+        self.interrupt, self.segmentation = interrupt, config.dataset.task == "segmentation"
         initial = initial_labelled(dataset.pool, config.initial, config.dataset.name, config.seed)
         self.ledger = Ledger(chain, dataset.pool, dataset.digest, initial, config.budget, config.fingerprint())
         mean, std = pixel_statistics(dataset, interrupt.check)
@@ -80,12 +80,12 @@ class Rounds:
             if number + 1 < self.config.rounds:
                 query, found = self._query(method, model, setting)
                 signals |= found
-            features = self._features(model, setting, query) if self.config.keep_features else None
+            kept = samples(model, setting, query, self.dataset.oracle)
             progress.phase("commit", 0)
         finally:
             if self.interrupt.cause:
                 progress.leave(self.interrupt.cause)
-        outcome = setting, state, model, evaluation, signals, query, features
+        outcome = setting, state, model, evaluation, signals, query, kept
         world.once(lambda: results.commit(folder, self._files(*outcome)))
 
     def _files(
@@ -96,7 +96,7 @@ class Rounds:
         evaluation: Evaluation,
         signals: dict[str, float],
         query: np.ndarray | None,
-        features: bytes | None,
+        kept: dict[str, bytes],
     ) -> dict[str, Any]:
         """The round's files by name, in the order in which they are written."""
         number, progress = setting.number, setting.trainer.progress
@@ -110,8 +110,7 @@ class Rounds:
         if self.config.keep_model or self.config.task.init == "continue":
             weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
             files[results.MODEL] = safetensors.torch.save(weights)
-        if features is not None:
-            files[results.FEATURES] = features
+        files |= kept
         files[results.PROVENANCE] = self._provenance(state, progress)
         return files
 
@@ -129,7 +128,7 @@ class Rounds:
             progress=progress,
             checkpoint_seconds=60 * self.config.checkpoint_minutes,
         )
-        scanner = Scanner(self.augmentation, self.device, progress)
+        scanner = Scanner(self.augmentation, self.device, progress, batch_of(*self._predictions()))
         remaining = unlabelled(self.dataset.pool, state.labelled)
         return Setting(self.config, number, state.labelled, remaining, loader, trainer, scanner)
 
@@ -145,7 +144,30 @@ class Rounds:
         return train_task_model(self.config, setting.trainer, setting.labelled, pool, encoder, before)
 
     def _evaluate(self, model: nn.Module, scanner: Scanner) -> Evaluation:
+        if self.segmentation:
+            return evaluate_maps(model, scanner, self.test, self.config.dataset.classes)
         return evaluate(model, scanner, self.test, self.test_labels, self.config.dataset.classes)
+
+    def _predictions(self) -> tuple[int, int]:
+        """Classes, and how many predictions of them an image gets."""
+        dataset = self.config.dataset
+        return dataset.classes, (dataset.crop or dataset.size) ** 2 if self.segmentation else 1
+
+    def _class_counts(self, indices: np.ndarray) -> list[int]:
+        """Images, or pixels, of each class; 64 maps at a time."""
+        classes, counts = self.config.dataset.classes, np.zeros(IGNORED + 1, np.int64)
+        if not self.segmentation:
+            return np.bincount(self.dataset.oracle.label(indices), minlength=classes).tolist()
+        for first in range(0, len(indices), 64):
+            counts += np.bincount(self.dataset.oracle.label(indices[first : first + 64]).ravel(), minlength=IGNORED + 1)
+        return counts[:classes].tolist()
+
+    def _pool_classes(self, number: int) -> list[int]:
+        """Of the whole pool: read once a chain, since maps may be files; the ledger has checked the round before."""
+        if number == 0:
+            return self._class_counts(self.dataset.pool)
+        before = results.read_json(results.round_folder(self.chain, number - 1) / results.METRICS)
+        return list(before["pool_classes"])
 
     def _signals(self, evaluation: Evaluation, setting: Setting) -> dict[str, float]:
         """How far M's confidence is from its accuracy; the accuracy of C, where F and C were trained, and the same."""
@@ -164,21 +186,6 @@ class Rounds:
         check_query(query, self.config.budget, setting.unlabelled, f"The query of method {self.config.method['name']}")
         return query, method.diagnostics(scores)
 
-    def _features(self, model: TaskModel, setting: Setting, query: np.ndarray | None) -> bytes:
-        """An .npz for the map of a round: M's features (n, d) of the labelled, the queried and a sample of the others.
-
-        indices: int64 (n,); state: 0 unlabelled, 1 labelled, 2 queried.
-        """
-        queried = np.empty(0, np.int64) if query is None else query
-        sample = setting.random("features").permutation(setting.unlabelled)[:FEATURES_SAMPLE]
-        indices = np.unique(np.concatenate([setting.labelled, queried, sample]))
-        by_backbone = lambda images: {"features": model.backbone(images)}  # noqa: E731
-        scan = setting.scanner.scan("features", setting.loader, indices, by_backbone, model)
-        state = np.isin(indices, setting.labelled) + 2 * np.isin(indices, queried)
-        buffer = io.BytesIO()
-        np.savez(buffer, indices=indices, features=scan["features"].astype(np.float16), state=state.astype(np.uint8))
-        return buffer.getvalue()
-
     def _metrics(
         self, number: int, state: State, evaluation: Evaluation, query: np.ndarray | None, progress: Progress
     ) -> dict[str, Any]:
@@ -192,10 +199,10 @@ class Rounds:
             "labeled": len(state.labelled),
             "pool": len(self.dataset.pool),
             "percent": 100 * len(state.labelled) / len(self.dataset.pool),
-            "metric": "accuracy",
+            "metric": "miou" if self.segmentation else "accuracy",
             "value": float(evaluation.value),
             "classes": classes,
-            "pool_classes": np.bincount(self.dataset.oracle.label(self.dataset.pool), minlength=classes).tolist(),
+            "pool_classes": self._pool_classes(number),
             "per_class": [None if np.isnan(v) else float(v) for v in evaluation.per_class],
             "seconds": round(progress.seconds, 3),
             "preemptions": progress.attempts - 1,
@@ -203,8 +210,7 @@ class Rounds:
             "gpus": self.device.world.size if self.device.torch.type == "cuda" else 0,
         }
         if query is not None:
-            counts = np.bincount(self.dataset.oracle.label(query), minlength=classes)
-            metrics["query_classes"] = counts.tolist()
+            metrics["query_classes"] = self._class_counts(query)
         return metrics
 
     def _provenance(self, state: State, progress: Progress) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mal.device import Device
 from mal.progress import Progress
 
 BATCH = 512
+OUTPUTS = 2**24  # numbers that a network gives for a batch, of which a score may need several copies in float64
 
 
 class Scanner:
@@ -28,14 +29,16 @@ class Scanner:
         phase: str,
         loader: Loader,
         indices: np.ndarray,
-        function: Callable[[Tensor], Mapping[str, Tensor]],
+        function: Callable[..., Mapping[str, Tensor]],
         *modules: nn.Module,
+        with_labels: bool = False,
     ) -> dict[str, np.ndarray]:
         """What `function` gives for each index, by name.
 
-        indices: int64 (N,); function: float32 (B, C, h, w) to tensors (B, ...); modules: those it uses, put in
-        evaluation mode. Returns arrays (N, ...), float32 for floats. Raises `Interrupted` where a stop is asked for.
-        Several processes take a part of the indices each, and all return the whole.
+        indices: int64 (N,); function: float32 (B, C, h, w), with_labels also the labels that the loader shows, to
+        tensors (B, ...); modules: those it uses, put in evaluation mode. Returns arrays (N, ...), float32 for floats.
+        Raises `Interrupted` where a stop is asked for. Several processes take a part of the indices each, and all
+        return the whole.
         """
         for module in modules:
             module.eval()
@@ -47,7 +50,8 @@ class Scanner:
         stream = in_order(indices[share], self.batch)
         with torch.inference_mode(), self.device.autocast(), contextlib.closing(loader.batches(stream)) as batches:
             for batch in batches:
-                values = function(self.augmentation.evaluate(batch.images))
+                labels = (self._cropped(batch.labels),) if with_labels else ()
+                values = function(self.augmentation.evaluate(batch.images), *labels)
                 for name, value in values.items():
                     block = (value.float() if value.is_floating_point() else value).cpu().numpy()
                     if name not in results:
@@ -60,5 +64,13 @@ class Scanner:
             self.progress.interrupt.check()  # all processes ask each other equally often
         return world.assemble(results, len(indices))
 
+    def _cropped(self, labels: Tensor) -> Tensor:
+        return self.augmentation.centre(labels) if labels.ndim == 3 else labels
+
     def _batches(self, share: slice) -> int:
         return -(-(share.stop - share.start) // self.batch)
+
+
+def batch_of(classes: int, pixels: int) -> int:
+    """Images a batch of a scan: 512, fewer where each has predictions of `classes` for many `pixels`."""
+    return max(1, min(BATCH, OUTPUTS // (classes * pixels)))

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mal.config import Chain, Task
 from mal.data.loader import Loader
 from mal.device import Device
+from mal.losses import cross_entropy
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
 from mal.optimizers import SGD, Adam
@@ -40,14 +40,14 @@ class Supervised:
             group["lr"] = self.config.lr * schedule(self.config.schedule, progress)
         with self.device.autocast():
             labelled = inputs["labelled"]
-            loss = F.cross_entropy(self.model(labelled.images), labelled.labels) * labelled.weight
+            loss = cross_entropy(self.model(labelled.images), labelled, self.device.world)
         descend(self.optimizer, loss, self.device.world)
         return {"cross_entropy": loss.detach()}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy in percent, and that of each class (NaN where the test set has none of it).
+    """Accuracy or mean IoU in percent, and that of each class (NaN where there is none of it).
 
     confidence: the mean probability of the predicted class, percent; calibration: its expected calibration error.
     """

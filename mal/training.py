@@ -36,6 +36,8 @@ HISTORY_POINTS = 100
 class Inputs:
     """images: float32 (B, C, h, w), augmented and normalised; labels: int64 (B,), hidden ones -1.
 
+    For segmentation labels are maps, uint8 (B, h, w), moved with their images; pixels without a label are 255.
+
     weight: the part of the global batch that these are: a loss that is a mean over them is multiplied by it.
     """
 
@@ -206,7 +208,10 @@ class Trainer:
         for name, (where, share, size) in parts.places.items():
             key = (*self.key, phase, name, t)
             images = self.augmentation.train(batch.images[where], key, size, share.start)
-            inputs[name] = Inputs(images, batch.labels[where], len(images) / size)
+            labels = batch.labels[where]
+            if labels.ndim == 3:
+                labels = self.augmentation.train_maps(labels, key, size, share.start)
+            inputs[name] = Inputs(images, labels, len(images) / size)
         return inputs
 
     def _save(self, writer: checkpoint.Writer, phase: str, objective: Objective, history: History, step: int) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from chains import ROOT, chain_config, environment
 from made_up_data import write_folders
+from omegaconf import OmegaConf
 
 from mal.compose import compose_sweep
-from mal.config import Chain, added, choices, differences, load_chain, pool_size, save_chain, validate
+from mal.config import CONF, Chain, added, choices, differences, load_chain, pool_size, save_chain, validate
 
 
 def composed(*overrides: str) -> list[Chain]:
@@ -27,7 +28,7 @@ REFUSED = {
     "task.learning_rate=3": ("task.learning_rate", "unknown"),
     "rounds": ("'rounds'", "key=value"),
     "--rounds=3": ("--rounds", "did you mean rounds"),
-    "dataset=digts": ("dataset=digts", "did you mean digits?", "fashion_mnist"),
+    "dataset=digts": ("dataset=digts", "did you mean digits", "fashion_mnist"),
     "dataset=cifar10": ("dataset=cifar10", "did you mean cifar100"),
     "backbone=resnet": ("backbone=resnet", "resnet18"),
     "cluster=nowhere": ("cluster=nowhere", "local"),
@@ -220,7 +221,10 @@ def test_every_dataset_and_backbone_on_offer_composes(tmp_path: Path) -> None:
         (chain,) = compose_sweep(overrides).chains
         assert chain.dataset.name == chain.name == name
     for name in choices("backbone"):
-        assert composed("dataset=cifar100", f"backbone={name}")[0].backbone["name"] == name
+        section = OmegaConf.load(CONF / "backbone" / f"{name}.yaml")
+        task = "classification" if "stride" not in section else "segmentation"
+        dataset = {"classification": "cifar100", "segmentation": "digit_scenes"}[task]
+        assert composed(f"dataset={dataset}", f"backbone={name}")[0].backbone["name"] == name
 
 
 def test_an_imbalanced_pools_size_is_bounded_from_above() -> None:

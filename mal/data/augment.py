@@ -7,6 +7,7 @@ device; scoring and evaluation make none.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mal.config import Dataset as Spec
+from mal.data.splits import IGNORED
 from mal.rng import generator
+
+Pixels = TypeVar("Pixels", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -36,26 +40,38 @@ class Augmentation:
 
         batch, first: where `images` are a part of a batch, how many that has and where they begin in it.
         """
-        random, part = generator(*key, "augment"), slice(first, first + len(images))
-        flips = random.random(batch or len(images))[part] < 0.5
-        offsets = random.random((2, batch or len(images)))[:, part]
-        if self.crop is not None or self.pad_crop:
-            images = self._random_crop(images, offsets)
-        if self.flip:
-            mask = torch.from_numpy(flips).to(images.device, non_blocking=True)
-            images = torch.where(mask[:, None, None, None], images.flip(-1), images)
-        return self._normalise(images)
+        return self._normalise(self._move(images, key, batch or len(images), first, fill=0))
+
+    def train_maps(self, maps: Tensor, key: tuple[int | str, ...], batch: int | None = None, first: int = 0) -> Tensor:
+        """Maps of classes, uint8 (B, H, W), moved as `train` moves the images of the same key; padded as ignored."""
+        return self._move(maps[:, None], key, batch or len(maps), first, fill=IGNORED)[:, 0]
 
     def evaluate(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to normalised float32: the centre crop, no flip."""
-        if self.crop is not None:
-            top, left = (images.shape[-2] - self.crop) // 2, (images.shape[-1] - self.crop) // 2
-            images = images[..., top : top + self.crop, left : left + self.crop]
-        return self._normalise(images)
+        return self._normalise(self.centre(images))
 
-    def _random_crop(self, images: Tensor, offsets: np.ndarray) -> Tensor:
+    def centre(self, images: Pixels) -> Pixels:
+        """The centre crop of images (B, C, H, W) or maps (B, H, W), where there is a crop."""
+        if self.crop is None:
+            return images
+        top, left = (images.shape[-2] - self.crop) // 2, (images.shape[-1] - self.crop) // 2
+        cut: Pixels = images[..., top : top + self.crop, left : left + self.crop]
+        return cut
+
+    def _move(self, images: Tensor, key: tuple[int | str, ...], batch: int, first: int, fill: int) -> Tensor:
+        random, part = generator(*key, "augment"), slice(first, first + len(images))
+        flips = random.random(batch)[part] < 0.5
+        offsets = random.random((2, batch))[:, part]
+        if self.crop is not None or self.pad_crop:
+            images = self._random_crop(images, offsets, fill)
+        if self.flip:
+            mask = torch.from_numpy(flips).to(images.device, non_blocking=True)
+            images = torch.where(mask[:, None, None, None], images.flip(-1), images)
+        return images
+
+    def _random_crop(self, images: Tensor, offsets: np.ndarray, fill: int) -> Tensor:
         size = self.crop or images.shape[-1]
-        images = F.pad(images, (self.pad_crop,) * 4)
+        images = F.pad(images, (self.pad_crop,) * 4, value=fill)
         room = np.array([[images.shape[-2] - size + 1], [images.shape[-1] - size + 1]])
         corner = torch.from_numpy((offsets * room).astype(np.int64)).to(images.device, non_blocking=True)
         span = torch.arange(size, device=images.device)

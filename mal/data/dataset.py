@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mal.config import Dataset as Spec
-from mal.data import bdd100k, folder, imagenet, inaturalist2018  # noqa: F401  registers them
+from mal.data import bdd100k, folder, imagenet, inaturalist2018, scenes  # noqa: F401  registers them
 from mal.data.sources import SOURCES, Split, check_split, stratified
 from mal.data.splits import Labels, hash_arrays
 from mal.pool import Oracle

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mal.data.sources import Split
-from mal.data.splits import in_memory
+from mal.data.splits import IGNORED, in_memory
 from mal.rng import generator
 
 HIDDEN = -1  # the label of an image whose label has not been bought
@@ -27,6 +27,7 @@ HIDDEN = -1  # the label of an image whose label has not been bought
 class Batch:
     """images: uint8 (B, C, H, W) on the device; labels: int64 (B,), HIDDEN where not bought; indices: int64 (B,).
 
+    For segmentation labels are maps, uint8 (B, H, W), IGNORED everywhere where not bought.
     The next batch of the same iterator may overwrite the images: clone what is to be kept.
     """
 
@@ -63,19 +64,32 @@ class MemoryReader:
             yield indices, self._images.index_select(0, _to_device(indices, self._device))
 
 
+@dataclass(frozen=True)
+class Maps:
+    """Maps of classes. values: uint8 (n, H, W); rows: int64 (N,), where in values the map of each image is."""
+
+    values: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 class Loader:
     """The images of a reader, with the labels that were bought and HIDDEN elsewhere."""
 
-    def __init__(self, reader: Reader, labels: np.ndarray, device: torch.device) -> None:
-        """labels: int64 (N,) by absolute index."""
+    def __init__(self, reader: Reader, labels: np.ndarray | Maps, device: torch.device) -> None:
+        """labels: int64 (N,), or maps, by absolute index."""
         assert len(labels) == len(reader), (len(labels), len(reader))
-        self._reader, self._labels, self._device = reader, _to_device(labels, device), device
+        self._reader, self._device = reader, device
+        self._rows = labels.rows if isinstance(labels, Maps) else None
+        self._labels = _to_device(labels.values if isinstance(labels, Maps) else labels, device)
 
     def __len__(self) -> int:
         return len(self._reader)
 
-    def showing(self, labels: np.ndarray) -> Loader:
-        """The same images with other visible labels, int64 (N,)."""
+    def showing(self, labels: np.ndarray | Maps) -> Loader:
+        """The same images with other visible labels, int64 (N,) or maps."""
         return Loader(self._reader, labels, self._device)
 
     def load(self, indices: np.ndarray) -> Batch:
@@ -87,25 +101,33 @@ class Loader:
         """The batches of a stream of indices, in its order. Close it where it is left before its end."""
         with contextlib.closing(self._reader.read(stream)) as read:
             for indices, images in read:
-                yield Batch(images, self._labels.index_select(0, _to_device(indices, self._device)), indices)
+                rows = _to_device(indices if self._rows is None else self._rows[indices], self._device)
+                yield Batch(images, self._labels.index_select(0, rows), indices)
 
 
 class MemoryLoader(Loader):
     """Arrays on the device."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray | Maps, device: torch.device) -> None:
         """images: uint8 (N, C, H, W); labels: int64 (N,)."""
         super().__init__(MemoryReader(images, device), labels, device)
 
 
-def build_loader(kind: str, split: Split, labels: np.ndarray, device: torch.device) -> Loader:
+def build_loader(kind: str, split: Split, labels: np.ndarray | Maps, device: torch.device) -> Loader:
     """The loader that the key `loader` names, of a split's images; labels: int64 (N,), those that may be seen."""
     assert kind == "memory", kind
     return MemoryLoader(in_memory(split).images, labels, device)
 
 
-def visible_labels(count: int, labelled: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Labels by absolute index as a method may see them: those bought, HIDDEN elsewhere. Returns int64 (count,)."""
+def visible_labels(count: int, labelled: np.ndarray, labels: np.ndarray) -> np.ndarray | Maps:
+    """Labels by absolute index as a method may see them: those bought, HIDDEN elsewhere. Returns int64 (count,).
+
+    labels: int64 (L,); for maps, uint8 (L, H, W), it returns `Maps`, of which those not bought are ignored everywhere.
+    """
+    if labels.ndim == 3:
+        rows = np.full(count, len(labels))
+        rows[labelled] = np.arange(len(labels))
+        return Maps(np.concatenate([labels, np.full_like(labels[:1], IGNORED)]), rows)
     visible = np.full(count, HIDDEN, dtype=np.int64)
     visible[labelled] = labels
     return visible

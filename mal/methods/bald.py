@@ -24,14 +24,14 @@ class BALD(Method):
     """The b images of highest mutual information, each by itself, over method.passes passes at method.dropout."""
 
     def score(self, model: TaskModel) -> Scores:
-        """bald: nats, (N,), from sums over the passes: nothing of passes x N x K is kept."""
+        """bald: nats, (N,), from sums over the passes: nothing of passes x N x K is kept. Of maps, the pixels' mean."""
         masks = self.masks(model)
 
         def bald(images: Tensor) -> dict[str, Tensor]:
             passes = PassAccumulator()
             for logits in predict(model, images, masks):
-                passes.update(logits, from_logits=True)
-            return {"bald": passes.bald()}
+                passes.update(logits.movedim(1, -1), from_logits=True)
+            return {"bald": passes.bald().view(len(images), -1).mean(dim=1)}
 
         return self.setting.scan(bald, model)
 
@@ -48,7 +48,7 @@ class BALD(Method):
 
 
 def predict(model: TaskModel, images: Tensor, masks: Tensor) -> Iterator[Tensor]:
-    """Logits (B, K) of the images in each pass."""
+    """Logits (B, K), of maps (B, K, H, W), of the images in each pass."""
     features = model.backbone(images)
     for mask in masks:
-        yield model.head(features * mask)
+        yield model.head(features * mask.view(-1, *(1,) * (features.ndim - 2)))

@@ -14,7 +14,7 @@ from mal.acquisition.estimate import available_memory, estimate
 from mal.config import Chain
 from mal.methods.base import Scores, Setting
 from mal.models.backbones import build_backbone
-from mal.models.heads import TaskModel
+from mal.models.heads import TaskModel, pooled
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +46,26 @@ def require_memory(setting: Setting, name: str, **sizes: int) -> None:
 def scan_features(setting: Setting, model: TaskModel, unit: bool = False) -> Scores:
     """What M's last layer sees: `features` (N, d) of the unlabelled, `centres` (M, d) of the labelled, float32.
 
-    unit: scaled to length 1. One pass over each, without augmentation or dropout.
+    Of maps of features the mean over positions. unit: scaled to length 1. One pass over each, without augmentation
+    or dropout.
     """
 
     def features(images: Tensor) -> dict[str, Tensor]:
-        values = model.backbone(images).float()
+        values = pooled(model.backbone(images).float())
         return {"features": F.normalize(values, dim=1) if unit else values}
 
     scan, loader = setting.scanner.scan, setting.loader
     centres = scan("score labelled", loader, setting.labelled, features, model)["features"]
     return {"features": setting.scan(features, model)["features"], "centres": centres}
+
+
+def of_images(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """A score of predictions, for each image: of (B, K) as it is, of (B, K, H, W) its mean over the pixels. (B,).
+
+    function: logits (rows, K) to scores (rows,).
+    """
+    rows = logits.movedim(1, -1).flatten(0, -2)
+    return function(rows).view(len(logits), -1).mean(dim=1)
 
 
 def count_picks(setting: Setting, steps: int) -> Callable[[int, int], None]:

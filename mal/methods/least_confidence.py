@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-from torch import Tensor
 
 from mal.acquisition import uncertainty
 from mal.acquisition.ranking import top_b
 from mal.methods.base import METHODS, Method, Scores
+from mal.methods.features import of_images
 from mal.models.heads import TaskModel
 
 
@@ -16,12 +18,9 @@ class LeastConfidence(Method):
     """The b images of lowest highest probability."""
 
     def score(self, model: TaskModel) -> Scores:
-        """doubt: 1 - the highest probability, (N,)."""
-
-        def doubt(images: Tensor) -> dict[str, Tensor]:
-            return {"doubt": uncertainty.least_confidence(model(images), from_logits=True)}
-
-        return self.setting.scan(doubt, model)
+        """doubt: 1 - the highest probability, (N,); of maps, its mean over the pixels."""
+        doubt = partial(uncertainty.least_confidence, from_logits=True)
+        return self.setting.scan(lambda images: {"doubt": of_images(doubt, model(images))}, model)
 
     def select(self, scores: Scores, budget: int) -> np.ndarray:
         """Least confident first, ties by lowest index."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from mal.acquisition import uncertainty
 from mal.acquisition.ranking import top_b
 from mal.methods.base import METHODS, Method, Scores
+from mal.methods.features import of_images
 from mal.models.heads import TaskModel
 
 
@@ -15,8 +18,9 @@ class Margin(Method):
     """The b images of smallest difference between the two highest probabilities."""
 
     def score(self, model: TaskModel) -> Scores:
-        """margin: the difference, negated, (N,)."""
-        return self.setting.scan(lambda images: {"margin": uncertainty.margin(model(images), from_logits=True)}, model)
+        """margin: the difference, negated, (N,); of maps, its mean over the pixels."""
+        margin = partial(uncertainty.margin, from_logits=True)
+        return self.setting.scan(lambda images: {"margin": of_images(margin, model(images))}, model)
 
     def select(self, scores: Scores, budget: int) -> np.ndarray:
         """Smallest difference first, ties by lowest index."""

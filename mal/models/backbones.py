@@ -1,12 +1,13 @@
 """Feature encoders F: (B, C, H, W) normalised images to (B, d) features.
 
-A backbone is a module with an attribute `features`, its d. Grey images are repeated to the three channels that the
-ImageNet architectures take. Initialisation is Xavier's, as the paper's (Section 4.1, Implementation details).
+A backbone is a module with an attribute `features`, its d. One for segmentation gives (B, d, h, w) and has an attribute
+`stride` too, the image pixels to a feature (drn.py). Grey images are repeated to the three channels that the ImageNet
+architectures take. Initialisation is Xavier's, as the paper's (Section 4.1, Implementation details).
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,30 +16,30 @@ from mal.registry import Registry
 
 
 class BuildBackbone(Protocol):
-    """Builds a backbone from its configuration and the number of image channels."""
+    """Builds and initialises a backbone from its configuration and the number of image channels."""
 
     def __call__(self, config: dict[str, Any], channels: int) -> nn.Module:
         """config: the section `backbone`."""
         ...
 
 
+Network = TypeVar("Network", bound=nn.Module)
 BACKBONES: Registry[BuildBackbone] = Registry("backbone")
 
 
 def build_backbone(config: dict[str, Any], channels: int) -> nn.Module:
-    """The backbone that a configuration names, Xavier-initialised from torch's random state."""
-    backbone = BACKBONES[config["name"]](config, channels)
-    xavier(backbone)
-    return backbone
+    """The backbone that a configuration names, initialised from torch's random state."""
+    return BACKBONES[config["name"]](config, channels)
 
 
-def xavier(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for every convolution and linear layer (Glorot and Bengio 2010)."""
+def xavier(module: Network) -> Network:
+    """The module, every convolution and linear layer with Xavier-uniform weights, zero biases (Glorot, Bengio 2010)."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+    return module
 
 
 class SmallCNN(nn.Module):
@@ -99,7 +100,7 @@ class AveragePool(nn.Module):
 @BACKBONES.register("small_cnn")
 def small_cnn(config: dict[str, Any], channels: int) -> nn.Module:
     """Not in the paper: a network that a CPU trains in seconds."""
-    return SmallCNN(channels, int(config["width"]))
+    return xavier(SmallCNN(channels, int(config["width"])))
 
 
 @BACKBONES.register("resnet18")
@@ -109,7 +110,7 @@ def resnet18(config: dict[str, Any], channels: int) -> nn.Module:
 
     network = build(weights=None)
     network.fc = nn.Identity()
-    return ThreeChannels(network, 512)
+    return xavier(ThreeChannels(network, 512))
 
 
 @BACKBONES.register("vgg16_bn")
@@ -117,4 +118,4 @@ def vgg16_bn(config: dict[str, Any], channels: int) -> nn.Module:
     """torchvision's VGG16-BN convolutions, pooled to 7x7: 14,723,136 parameters, d = 25,088 (appendix B: 14.72M)."""
     from torchvision.models import vgg16_bn as build
 
-    return ThreeChannels(nn.Sequential(build(weights=None).features, AveragePool(7)), 512 * 7 * 7)
+    return xavier(ThreeChannels(nn.Sequential(build(weights=None).features, AveragePool(7)), 512 * 7 * 7))

@@ -1,6 +1,7 @@
 """The heads on F's features: classifier C, discriminator D, and the task model M.
 
-Layer sizes follow the parameter counts of the paper's appendix B.
+Layer sizes follow the parameter counts of the paper's appendix B. Segmentation has heads of its own (Section 3.2), on
+maps of features (B, d, h, w): the encoder says which ones fit it, by having a `stride`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,30 @@ def reverse_gradient(features: Tensor) -> Tensor:
     return cast(Tensor, _ReverseGradient.apply(features))
 
 
+class Upsampling(nn.Module):
+    """Fixed bilinear enlargement by a whole factor s: DRN's transposed convolution (kernel 2 s, stride s, padding s/2).
+
+    As two matrix products, because the CUDA backward of F.interpolate is not deterministic. Beyond the border it sees
+    zeros, as the transposed convolution does.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, K, h, w) to (B, K, s h, s w), channels_last."""
+        rows, columns = (self._weights(length, maps) for length in maps.shape[-2:])
+        wide_BhWK = columns @ maps.permute(0, 2, 3, 1)
+        tall_BHWK = (rows @ wide_BhWK.flatten(2)).unflatten(2, wide_BhWK.shape[2:])
+        return tall_BHWK.permute(0, 3, 1, 2)
+
+    def _weights(self, length: int, like: Tensor) -> Tensor:
+        large = (torch.arange(self.factor * length, dtype=like.dtype, device=like.device) + 0.5) / self.factor
+        small = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
+        return (1 - (large[:, None] - small).abs()).clamp_(min=0)
+
+
 class CosineClassifier(nn.Module):
     """C: a bottleneck, L2 normalisation, and K prototypes; logits are the products divided by T (Eq. 1)."""
 
@@ -51,6 +76,23 @@ class CosineClassifier(nn.Module):
         return cast(Tensor, self.prototypes(F.normalize(hidden, dim=1))) / self.temperature
 
 
+class PixelClassifier(nn.Module):
+    """C for segmentation: K prototypes as a 1x1 convolution on L2-normalised pixels, over T, then enlarged (3.2)."""
+
+    def __init__(self, features: int, classes: int, temperature: float, stride: int) -> None:
+        super().__init__()
+        self.prototypes = nn.Conv2d(features, classes, 1, bias=False)
+        self.upsampling = Upsampling(stride)
+        self.temperature = temperature
+        xavier(self)
+
+    def forward(self, features: Tensor, reverse: bool = False) -> Tensor:
+        """(B, d, h, w) to logits (B, K, H, W); reverse: negate the gradient between the prototypes and F."""
+        if reverse:
+            features = reverse_gradient(features)
+        return cast(Tensor, self.upsampling(self.prototypes(F.normalize(features, dim=1)) / self.temperature))
+
+
 class Discriminator(nn.Module):
     """D: a perceptron of three layers with ReLU on F's features; its logit is positive for labelled (Section 4.1)."""
 
@@ -66,19 +108,67 @@ class Discriminator(nn.Module):
         return cast(Tensor, self.layers(features)).squeeze(1)
 
 
-class TaskModel(nn.Module):
-    """M: a backbone and one linear layer (Algorithm 3; the appendix's T).
+class MapDiscriminator(nn.Module):
+    """D for segmentation: three convolutions, each halving the map, and a small linear layer (Section 4.2).
 
-    dropout: the share of features dropped before that layer in training, for the methods that ask for it (BALD).
+    Paper: sizes unspecified; here kernel 3, stride 2, ReLU, and the mean over positions before the linear layer.
     """
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs in (features, hidden, hidden):
+            layers += [nn.Conv2d(inputs, hidden, 3, stride=2, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.linear = nn.Linear(hidden, 1)
+        xavier(self)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, d, h, w) to logits (B,)."""
+        return cast(Tensor, self.linear(pooled(self.layers(features)))).squeeze(1)
+
+
+class PixelHead(nn.Module):
+    """M's last layer for segmentation, as DRN's: a 1x1 convolution with bias, then fixed bilinear enlargement."""
+
+    def __init__(self, features: int, classes: int, stride: int) -> None:
+        super().__init__()
+        self.in_features = features
+        self.convolution = nn.Conv2d(features, classes, 1)
+        self.upsampling = Upsampling(stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, d, h, w) to logits (B, K, H, W)."""
+        return cast(Tensor, self.upsampling(self.convolution(features)))
+
+
+class TaskModel(nn.Module):
+    """M: a backbone and one linear layer (Algorithm 3; the appendix's T), for segmentation at every pixel.
+
+    dropout: the share of features dropped before that layer in training, for the methods that ask for it (BALD); of a
+    map of features, whole channels.
+    """
+
+    head: nn.Linear | PixelHead
 
     def __init__(self, backbone: nn.Module, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
+        features, stride = cast(int, backbone.features), stride_of(backbone)
         self.backbone = backbone
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(cast(int, backbone.features), classes)
+        self.dropout = nn.Dropout2d(dropout) if stride else nn.Dropout(dropout)
+        self.head = PixelHead(features, classes, stride) if stride else nn.Linear(features, classes)
         xavier(self.head)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
+        """(B, C, H, W) to logits (B, K), for segmentation (B, K, H, W)."""
         return cast(Tensor, self.head(self.dropout(self.backbone(images))))
+
+
+def stride_of(backbone: nn.Module) -> int:
+    """Image pixels to a feature; 0 for a backbone that gives one feature vector an image."""
+    return int(getattr(backbone, "stride", 0))
+
+
+def pooled(features: Tensor) -> Tensor:
+    """An image's features (B, d): as they are, or of a map (B, d, h, w) their mean over its positions."""
+    return features.mean(dim=(2, 3)) if features.ndim == 4 else features
