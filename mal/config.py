@@ -27,7 +27,7 @@ QUERIES_OF_D = ("intersection", "entropy_of_unlabeled", "rank_sum", "discriminat
 # Where and how a chain runs, not what it computes: left out of the fingerprint, free to differ between launches.
 PLACE_KEYS = (
     *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features", "keep_queries"),
-    *("checkpoint_minutes", "collective_minutes"),
+    *("checkpoint_minutes", "collective_minutes", "workers"),
     *("dataset.root", "dataset.train_images", "dataset.test_images"),
 )
 
@@ -120,6 +120,7 @@ class Chain:
     keep_model: bool
     keep_features: bool
     keep_queries: int = 0
+    workers: int = added(0)
     dataset: Dataset
     backbone: dict[str, Any]
     method: dict[str, Any]
@@ -264,7 +265,7 @@ def _check_method(method: dict[str, Any]) -> None:
 
 def _check_choices(chain: Chain) -> None:
     allowed = {
-        "loader": ("memory",),
+        "loader": ("memory", "torch"),
         "device": ("auto", "cpu", "cuda"),
         "precision": ("fp32", "bf16"),
         "dataset.task": TASKS,
@@ -289,7 +290,7 @@ def check_numbers(chain: Chain) -> None:
     """Refuse numbers out of range, with a ValueError naming the key."""
     values = flat(asdict(chain))
     at_least = {"seed": 0, "rounds": 1, "initial": 1, "budget": 1, "threads": 0, "minimax.batch": 2, "task.batch": 2}
-    at_least |= {"dataset.classes": 2, "dataset.minimum": 1, "dataset.pad_crop": 0, "keep_queries": 0}
+    at_least |= {"dataset.classes": 2, "dataset.minimum": 1, "dataset.pad_crop": 0, "keep_queries": 0, "workers": 0}
     above: tuple[str, ...] = ("minimax.epochs", "minimax.temperature", "minimax.lr_f", "minimax.lr_c", "minimax.lr_d")
     above += ("task.epochs", "task.lr", "checkpoint_minutes", "collective_minutes")
     not_negative = ("minimax.entropy_weight", "minimax.weight_decay", "task.weight_decay", "task.momentum")

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
 from mal.distributed import ALONE, World
 
 EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: run it again
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Processes and threads started inside never get the signals of a job: they are for this process to answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, Interrupt.SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Interrupted(Exception):

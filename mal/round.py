@@ -27,7 +27,7 @@ from mal import __version__, results
 from mal.config import Chain
 from mal.data.augment import Augmentation, build_augmentation
 from mal.data.dataset import Dataset
-from mal.data.loader import build_loader, visible_labels
+from mal.data.loader import build_loader, count_workers, visible_labels
 from mal.data.moments import pixel_statistics
 from mal.data.splits import IGNORED
 from mal.device import Device
@@ -56,9 +56,10 @@ class Rounds:
         mean, std = pixel_statistics(dataset, interrupt.check)
         self.augmentation: Augmentation = build_augmentation(config.dataset, mean, std, device.torch)
         nothing = visible_labels(len(dataset.train), np.empty(0, np.int64), np.empty(0, np.int64))
-        self.images = build_loader(config.loader, dataset.train, nothing, device.torch)
+        workers = count_workers(config.workers, config.threads)
+        self.images = build_loader(config.loader, dataset.train, nothing, device.torch, workers)
         self.test_labels = dataset.test.labels[np.arange(len(dataset.test))]
-        self.test = build_loader(config.loader, dataset.test, self.test_labels, device.torch)
+        self.test = build_loader(config.loader, dataset.test, self.test_labels, device.torch, workers)
 
     def run(self, number: int) -> None:
         """Round `number`, from its last checkpoint where there is one, up to its commit.

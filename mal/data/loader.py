@@ -2,12 +2,14 @@
 
 A reader knows where images are and how to get many of them; a loader is a reader and the labels that were bought. What
 it gives does not depend on the kind of reader; augmentation and normalisation happen afterwards, on whole batches
-(mal.data.augment). `memory` keeps the images on the device.
+(mal.data.augment). `memory` keeps the images on the device, `torch` decodes them in worker processes, `ffcv` reads the
+files that `python -m mal.data.prepare` wrote.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,15 +27,25 @@ HIDDEN = -1  # the label of an image whose label has not been bought
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 (B, C, H, W) on the device; labels: int64 (B,), HIDDEN where not bought; indices: int64 (B,).
+    """What a loader gives: images uint8 (B, C, H, W) on the device; indices int64 (B,), absolute.
 
-    For segmentation labels are maps, uint8 (B, H, W), IGNORED everywhere where not bought.
+    labels, on the device: int64 (B,), HIDDEN where not bought, or maps uint8 (B, H, W), IGNORED where not bought.
     The next batch of the same iterator may overwrite the images: clone what is to be kept.
     """
 
     images: Tensor
     labels: Tensor
     indices: np.ndarray
+
+
+class Labels(Protocol):
+    """Labels by absolute index, in memory or read when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
+        """Those of `indices` int64 (B,): int64 (B,), or maps uint8 (B, H, W)."""
+        ...
 
 
 class Reader(Protocol):
@@ -43,8 +55,15 @@ class Reader(Protocol):
         """How many images there are."""
         ...
 
+    def get(self, indices: np.ndarray) -> Tensor:
+        """Those of `indices` int64 (B,): uint8 (B, C, H, W), new memory; also while a stream is being read."""
+        ...
+
     def read(self, stream: Iterable[np.ndarray]) -> Generator[tuple[np.ndarray, Tensor], None, None]:
-        """For each int64 (B,) of the stream: it and its images, uint8 (B, C, H, W); close() ends work ahead of it."""
+        """For each int64 (B,) of the stream: it and its images; work goes on ahead of what is asked, until close().
+
+        One stream at a time.
+        """
         ...
 
 
@@ -53,15 +72,19 @@ class MemoryReader:
 
     def __init__(self, images: np.ndarray, device: torch.device) -> None:
         """images: uint8 (N, C, H, W)."""
-        self._images, self._device = _to_device(images, device), device
+        self._images, self._device = to_device(images, device), device
 
     def __len__(self) -> int:
         return len(self._images)
 
+    def get(self, indices: np.ndarray) -> Tensor:
+        """See `Reader`."""
+        return self._images.index_select(0, to_device(indices, self._device))
+
     def read(self, stream: Iterable[np.ndarray]) -> Generator[tuple[np.ndarray, Tensor], None, None]:
         """See `Reader`."""
         for indices in stream:
-            yield indices, self._images.index_select(0, _to_device(indices, self._device))
+            yield indices, self.get(indices)
 
 
 @dataclass(frozen=True)
@@ -74,52 +97,67 @@ class Maps:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
+        """uint8 (B, H, W)."""
+        return self.values[self.rows[indices]]
+
 
 class Loader:
     """The images of a reader, with the labels that were bought and HIDDEN elsewhere."""
 
-    def __init__(self, reader: Reader, labels: np.ndarray | Maps, device: torch.device) -> None:
-        """labels: int64 (N,), or maps, by absolute index."""
+    def __init__(self, reader: Reader, labels: Labels, device: torch.device) -> None:
         assert len(labels) == len(reader), (len(labels), len(reader))
-        self._reader, self._device = reader, device
-        self._rows = labels.rows if isinstance(labels, Maps) else None
-        self._labels = _to_device(labels.values if isinstance(labels, Maps) else labels, device)
+        self._reader, self._labels, self._device = reader, labels, device
 
     def __len__(self) -> int:
         return len(self._reader)
 
-    def showing(self, labels: np.ndarray | Maps) -> Loader:
-        """The same images with other visible labels, int64 (N,) or maps."""
+    def showing(self, labels: Labels) -> Loader:
+        """The same images with other visible labels."""
         return Loader(self._reader, labels, self._device)
 
     def load(self, indices: np.ndarray) -> Batch:
         """One batch: `indices` int64 (B,), absolute."""
-        with contextlib.closing(self.batches([indices])) as batches:
-            return next(batches)
+        return self._batch(indices, self._reader.get(indices))
 
     def batches(self, stream: Iterable[np.ndarray]) -> Generator[Batch, None, None]:
         """The batches of a stream of indices, in its order. Close it where it is left before its end."""
         with contextlib.closing(self._reader.read(stream)) as read:
             for indices, images in read:
-                rows = _to_device(indices if self._rows is None else self._rows[indices], self._device)
-                yield Batch(images, self._labels.index_select(0, rows), indices)
+                yield self._batch(indices, images)
+
+    def _batch(self, indices: np.ndarray, images: Tensor) -> Batch:
+        return Batch(images, to_device(self._labels[indices], self._device), indices)
 
 
 class MemoryLoader(Loader):
     """Arrays on the device."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | Maps, device: torch.device) -> None:
-        """images: uint8 (N, C, H, W); labels: int64 (N,)."""
+    def __init__(self, images: np.ndarray, labels: Labels, device: torch.device) -> None:
+        """images: uint8 (N, C, H, W)."""
         super().__init__(MemoryReader(images, device), labels, device)
 
 
-def build_loader(kind: str, split: Split, labels: np.ndarray | Maps, device: torch.device) -> Loader:
-    """The loader that the key `loader` names, of a split's images; labels: int64 (N,), those that may be seen."""
-    assert kind == "memory", kind
-    return MemoryLoader(in_memory(split).images, labels, device)
+def build_loader(kind: str, split: Split, labels: Labels, device: torch.device, workers: int = 1) -> Loader:
+    """The loader that the key `loader` names, of the images of a split; labels: those that may be seen.
+
+    workers: processes or threads that read ahead. Raises ValueError where `kind` does not go with what the split is.
+    """
+    if kind == "memory":
+        return MemoryLoader(in_memory(split).images, labels, device)
+    assert kind == "torch", kind
+    from mal.data.loader_torch import TorchReader
+
+    return Loader(TorchReader(split, device, workers), labels, device)
 
 
-def visible_labels(count: int, labelled: np.ndarray, labels: np.ndarray) -> np.ndarray | Maps:
+def count_workers(workers: int, threads: int) -> int:
+    """Workers of a chain: the key `workers`, 0 for its threads or, else, all cores that Slurm gave; never more."""
+    cores = len(os.sched_getaffinity(0))
+    return min(workers or threads or cores, cores)
+
+
+def visible_labels(count: int, labelled: np.ndarray, labels: np.ndarray) -> Labels:
     """Labels by absolute index as a method may see them: those bought, HIDDEN elsewhere. Returns int64 (count,).
 
     labels: int64 (L,); for maps, uint8 (L, H, W), it returns `Maps`, of which those not bought are ignored everywhere.
@@ -127,7 +165,7 @@ def visible_labels(count: int, labelled: np.ndarray, labels: np.ndarray) -> np.n
     if labels.ndim == 3:
         rows = np.full(count, len(labels))
         rows[labelled] = np.arange(len(labels))
-        return Maps(np.concatenate([labels, np.full_like(labels[:1], IGNORED)]), rows)
+        return Maps(np.concatenate([labels, np.full((1, *labels.shape[1:]), IGNORED, np.uint8)]), rows)
     visible = np.full(count, HIDDEN, dtype=np.int64)
     visible[labelled] = labels
     return visible
@@ -164,7 +202,8 @@ def in_order(indices: np.ndarray, batch: int) -> Iterator[np.ndarray]:
     return (indices[first : first + batch] for first in range(0, len(indices), batch))
 
 
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor of the array on the device; on the CPU it may share its memory."""
     # A read-only array (a file's buffer) would be shared with the tensor on the CPU, which torch warns of.
     tensor = torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
     return tensor.to(device, non_blocking=True)

@@ -1,0 +1,112 @@
+"""The `torch` loader: worker processes decode whole batches, as torch's DataLoader has them."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import multiprocessing
+import weakref
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mal.interrupt import shielded
+
+AHEAD = 2  # batches that each worker may have ready
+
+
+class TorchReader:
+    """Images of files or arrays, by worker processes that stay from one stream to the next.
+
+    At most AHEAD batches a worker are ready ahead of the one asked for, in shared memory, pinned where there is a GPU.
+    """
+
+    def __init__(self, split: Any, device: torch.device, workers: int) -> None:
+        """split: `shape` (C, H, W), `len`, and `read(index)`, which gives an image as uint8 (C, H, W)."""
+        self._images, self._device, self._workers = _Images(split), device, workers
+        self._order = _Order()
+        self._processes: DataLoader[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def get(self, indices: np.ndarray) -> Tensor:
+        """See `Reader`; read in this process."""
+        return self._images.__getitems__(indices)[1].to(self._device)
+
+    def read(self, stream: Iterable[np.ndarray]) -> Generator[tuple[np.ndarray, Tensor], None, None]:
+        """See `Reader`."""
+        self._order.follow(stream)
+        # A stream left before its end leaves batches on their way: the next one waits for them and drops them.
+        for indices, images in self._start():
+            yield indices, images.to(self._device, non_blocking=True)
+
+    def _start(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        if self._processes is None:
+            self._processes = DataLoader(
+                self._images,
+                batch_sampler=self._order,  # type: ignore[arg-type]  # arrays of indices instead of lists
+                num_workers=self._workers,
+                prefetch_factor=AHEAD,
+                collate_fn=_as_it_is,
+                pin_memory=self._device.type == "cuda",
+                persistent_workers=True,
+                generator=torch.Generator(),  # what it draws for the workers leaves torch's own random state alone
+            )
+        before = set(multiprocessing.active_children())
+        with shielded():
+            iterator = iter(self._processes)
+        _RUNNING.add(iterator)
+        _WORKERS.update(set(multiprocessing.active_children()) - before)
+        return iterator
+
+
+class _Order:
+    """The batches of indices of one stream after another, as torch's samplers are asked for them."""
+
+    def __init__(self) -> None:
+        self._stream: Iterator[np.ndarray] = iter(())
+
+    def follow(self, stream: Iterable[np.ndarray]) -> None:
+        self._stream = iter(stream)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self._stream
+
+
+class _Images(Dataset[Any]):
+    """The images of a split without its labels."""
+
+    def __init__(self, split: Any) -> None:
+        self._read = dataclasses.replace(split, labels=np.empty(0, np.int64)).read
+        self._shape, self._count = split.shape, len(split)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitems__(self, indices: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        images = torch.empty((len(indices), *self._shape), dtype=torch.uint8)
+        for row, index in zip(images.numpy(), indices, strict=True):
+            row[...] = self._read(int(index))
+        return indices, images
+
+
+_RUNNING: weakref.WeakSet[Any] = weakref.WeakSet()
+_WORKERS: set[Any] = set()
+
+
+@atexit.register
+def _end_workers() -> None:
+    # Python ends its children by SIGTERM, which these never get, and waits for them: they are told before that.
+    for iterator in list(_RUNNING):
+        iterator._shutdown_workers()  # as torch does when nobody refers to it any more
+    for worker in _WORKERS:
+        worker.kill()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
