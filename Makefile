@@ -2,6 +2,7 @@
 # make demo    setup, a first sweep on an embedded data set, and its figure
 # make test    setup, what the tests need from Debian (root or sudo, once), then pytest; ARGS="-k pool" goes to pytest
 # make chaos   the fault study on a real one-machine Slurm, half an hour: docs/reliability.md; ARGS="repeats=5"
+# make bench   the table of ratios of docs/performance.md, on a quiet machine; ARGS="--threads 1 --clock cpu" on a busy one
 # make lint    ruff and mypy; make format lets ruff rewrite what it can
 # make lock    resolves the newest versions that pyproject.toml allows into the two lock files
 # make clean   removes what the targets above made, results and figures excepted
@@ -29,7 +30,7 @@ ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
-.PHONY: setup demo test chaos lint format lock clean debian
+.PHONY: setup demo test chaos bench lint format lock clean debian
 
 setup: .venv/.run
 
@@ -44,6 +45,9 @@ test: debian .venv/.ffcv
 chaos: debian .venv/.dev
 	$(PY) -m pytest -m chaos
 	$(PY) tests/chaos.py $(ARGS)
+
+bench: .venv/.dev
+	$(PY) benchmarks/table.py $(ARGS)
 
 lint: .venv/.dev
 	.venv/bin/ruff check

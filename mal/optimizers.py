@@ -1,15 +1,18 @@
-"""torch's Adam and SGD, fused, that do not import torch's compiler.
+"""torch's Adam and SGD, fused: the same updates bit for bit, at less cost.
 
-A few methods of torch's optimisers are wrapped to keep its compiler (dynamo) out of them, which imports it at the
-first call: over a second of every process, for nothing where nothing is compiled. Here are the methods within.
+Two things are avoided. A few methods of torch's optimisers are wrapped to keep its compiler (dynamo) out of them, which
+imports it at the first call: over a second of every process, for nothing where nothing is compiled. And the fused Adam
+of CPUs copies each channels_last gradient into another order of memory (torch 2.6 to 2.15), and pairs wrong elements
+where a gradient's order is not its weight's: here it sees both as contiguous, in the weight's order.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 Base = TypeVar("Base", bound=torch.optim.Optimizer)
 _WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
@@ -21,5 +24,21 @@ def _without_compiler(optimizer: type[Base]) -> type[Base]:
     return type(optimizer.__name__, (optimizer,), {**methods, "step": step, "__doc__": optimizer.__doc__})
 
 
-Adam = _without_compiler(torch.optim.Adam)
+class _InMemoryOrder(torch.optim.Adam):
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> Any:
+        outcome = super()._init_group(group, *lists)
+        for at, weight in enumerate(lists[0]):
+            if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+                for tensors in lists[:-1]:  # all but the counts of steps; those not in use are empty
+                    if tensors:
+                        tensors[at] = _by_channel(tensors[at])
+        return outcome
+
+
+def _by_channel(tensor: Tensor) -> Tensor:
+    """(N, C, H, W) as contiguous (N, H, W, C): a view where it is channels_last."""
+    return tensor.permute(0, 2, 3, 1).contiguous()
+
+
+Adam = _without_compiler(_InMemoryOrder)
 SGD = _without_compiler(torch.optim.SGD)

@@ -1,6 +1,7 @@
 """Adam and SGD are torch's, bit for bit, and bring no compiler into the process."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,17 +10,14 @@ from torch import nn
 
 from mal import optimizers
 
-KINDS: dict[
-    str, tuple[Callable[..., torch.optim.Optimizer], Callable[..., torch.optim.Optimizer], dict[str, float]]
-] = {
+Build = Callable[..., torch.optim.Optimizer]
+KINDS: dict[str, tuple[Build, Build, dict[str, float]]] = {
     "adam": (optimizers.Adam, torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.1}),
     "sgd": (optimizers.SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}),
 }
 
 
-def trained(
-    build: Callable[..., torch.optim.Optimizer], options: dict[str, float], reload_at: int | None
-) -> list[bytes]:
+def trained(build: Build, options: dict[str, float], reload_at: int | None) -> list[bytes]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     optimizer = build(model.parameters(), fused=True, **options)
@@ -51,6 +49,39 @@ def test_a_second_group_of_parameters_has_its_own_rate() -> None:
     (one + two).backward()
     optimizer.step()
     assert (one.item(), two.item()) == (0.5, 0.75)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (6, 1, 3, 3), (6, 4, 1, 1)])
+def test_adam_of_convolutions_is_that_of_torch_in_each_memory_format(
+    layout: torch.memory_format, shape: tuple[int, ...]
+) -> None:
+    def weights(build: Build, **options: Any) -> bytes:
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(shape).to(memory_format=layout))
+        optimizer = build([weight], lr=0.01, **options)
+        for _ in range(4):
+            weight.grad = torch.randn(shape).to(memory_format=layout)
+            optimizer.step()
+        assert weight.is_contiguous(memory_format=layout)
+        moments = optimizer.state_dict()["state"][0]
+        return b"".join(t.detach().contiguous().numpy().tobytes() for t in (weight, moments["exp_avg"]))
+
+    assert weights(optimizers.Adam, fused=True) == weights(torch.optim.Adam, fused=True)
+
+
+def test_adam_of_a_gradient_in_another_memory_format_than_its_weight() -> None:
+    # torch's fused Adam on CPUs pairs wrong elements here, by 0.06 after three steps.
+    torch.manual_seed(0)
+    first, gradients = torch.randn(6, 4, 3, 3), torch.randn(3, 6, 4, 3, 3)
+    ours = nn.Parameter(first.to(memory_format=torch.channels_last))
+    theirs = nn.Parameter(first.clone())
+    steps = optimizers.Adam([ours], lr=0.01, fused=True), torch.optim.Adam([theirs], lr=0.01)
+    for gradient in gradients:
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        for optimizer in steps:
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
 
 
 TRAINS = """

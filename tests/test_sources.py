@@ -27,6 +27,20 @@ def spec(*overrides: str) -> Spec:
     return config.dataset
 
 
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    train, test = sources.read_digits(spec("dataset=digits"), Path("unused"))
+    images, labels = load_digits(return_X_y=True)
+    found = {
+        (*image.ravel().tolist(), label)
+        for part in (train, test)
+        for image, label in zip(part.images, part.labels, strict=True)
+    }
+    assert found == {(*map(int, np.round(x * 255 / 16)), y) for x, y in zip(images, labels, strict=True)}
+    assert len(train) + len(test) == len(images)
+
+
 # ------------------------------------------------------------------------- Fashion-MNIST's idx files
 
 
