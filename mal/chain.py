@@ -5,7 +5,7 @@
 
 The target is "the first N rounds are committed" (default: all of the configuration's). Exit status: 0 reached, also at
 once; 1 an error, recorded in the round's FAILED unless the storage failed; 75 interrupted, run it again; 76 another
-process is working on the chain.
+process is working on the chain; 77 out of memory, of the host or of a GPU: not recorded, as it may depend on the place.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -28,8 +29,12 @@ from mal.distributed import join, leave, tasks
 from mal.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
 from mal.progress import now, read_progress
 
-EXIT_DONE, EXIT_ERROR, EXIT_LOCKED = 0, 1, 76
+EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY = 0, 1, 76, 77
 LOOK_SECONDS = 2.0
+# torch on a GPU, cuBLAS, torch on the host, C++, the kernel; each also as another process tells of it
+_MEMORY = re.compile(
+    r"OutOfMemoryError|out of memory|ALLOC_FAILED|can.t allocate memory|bad_alloc|Cannot allocate memory|MemoryError"
+)
 
 log = logging.getLogger("mal.chain")
 
@@ -40,6 +45,10 @@ class ChainLocked(Exception):
 
 class RoundFailed(Exception):
     """A round of the chain raised an error before, and nobody has asked to try again."""
+
+
+class OutOfMemory(Exception):
+    """Memory ran out in a round; what was saved before is on disk."""
 
 
 @contextlib.contextmanager
@@ -79,10 +88,16 @@ def clear_failure(chain: Path) -> None:
     (results.round_folder(chain, results.committed_rounds(chain)) / results.FAILED).unlink(missing_ok=True)
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the memory of the host or of a GPU did not suffice, here or in another process."""
+    return bool(_MEMORY.search(f"{type(error).__name__}: {error}"))
+
+
 def run_chain(chain: Path, until: int | None, interrupt: Interrupt) -> None:
     """Commit the chain's rounds up to `until` (all by default); returns at once where they are.
 
-    Raises `Interrupted`, `ChainLocked`, `RoundFailed`; an error of a round is recorded in its folder and raised.
+    Raises `Interrupted`, `ChainLocked`, `RoundFailed`, `OutOfMemory`; another error of a round is recorded in its
+    folder and raised.
     """
     config = load_chain(chain / results.CONFIG)
     target = config.rounds if until is None else min(until, config.rounds)
@@ -110,9 +125,14 @@ def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt) -
             interrupt.check()
             rounds = rounds or _prepare(chain, config, interrupt)
             rounds.run(number)
-    except (Interrupted, RoundFailed, OSError):
-        raise  # not an error of the code: the next run continues
+    except (Interrupted, RoundFailed):
+        raise
     except Exception as error:
+        if out_of_memory(error):
+            world.fail(error, lambda: None)
+            raise OutOfMemory(f"out of memory in round {number}: {type(error).__name__}: {error}") from error
+        if isinstance(error, OSError):
+            raise  # of the storage, or of the processes' connections: the next run continues
         world.fail(error, partial(_record, chain, number, error))
         raise
     world.once(lambda: _clear_up(chain))
@@ -171,6 +191,9 @@ def main() -> int:
     except ChainLocked as other:
         log.error("%s", other)
         return EXIT_LOCKED
+    except OutOfMemory as error:
+        log.error("%s", error)
+        return EXIT_OUT_OF_MEMORY
     except (RoundFailed, ValueError, OSError) as error:
         log.error("%s", error)
         return EXIT_ERROR

@@ -31,7 +31,7 @@ BUDGETS: dict[str, int | None] = {
 }
 ADVICE = {
     "timeout": "Raise cluster.time, or lower checkpoint_minutes.",
-    "out of memory": "Raise cluster.mem_gb, or lower the batch sizes.",
+    "out of memory": "Raise cluster.mem_gb, ask for a larger GPU, or lower the batch sizes.",
     "hung": "Raise cluster.hang_minutes if a phase is rightly silent for so long.",
 }
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 
 from mal import results
-from mal.chain import EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, is_locked, read_failure
+from mal.chain import EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY, is_locked, read_failure
 from mal.config import load_chain
 from mal.interrupt import EXIT_INTERRUPTED
 from mal.progress import now, read_progress
@@ -48,7 +48,8 @@ SLURM_EARLY_SECONDS = 65  # Slurm may send the signal of --signal so much early
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 INTERRUPTED = {EXIT_INTERRUPTED, *(128 + number for number in SIGNALS)}
 KILLED = 128 + signal.SIGKILL
-OUT_OF_MEMORY = re.compile(r"oom[-_ ]kill|out of memory", re.IGNORECASE)
+# Of Slurm and srun, where the kernel ended a process for its memory.
+KERNEL_KILLED = re.compile(r"oom[-_ ]kill|out of memory", re.IGNORECASE)
 SETTLED = frozenset({"done", "error", "locked", "stopped"})
 
 log = logging.getLogger("slurm.job")
@@ -212,7 +213,7 @@ class Job:
             return "timeout"
         if status in INTERRUPTED or (status == KILLED and self._said_goodbye(run)):
             return "timeout" if self._left() <= self.limits.lead_s + SLURM_EARLY_SECONDS else "preempted"
-        if any(OUT_OF_MEMORY.search(line) for line in self._tail(run)):
+        if status == EXIT_OUT_OF_MEMORY or any(KERNEL_KILLED.search(line) for line in self._tail(run)):
             return "out of memory"
         return "killed" if status == KILLED else "died"
 

@@ -1,5 +1,6 @@
 """The local Slurm cluster that tests share; import the fixture `cluster` to use it."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -15,25 +16,52 @@ from slurm.local_conf import ClusterShape
 
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[LocalSlurm]:
-    """Two nodes for all tests of a run, in a folder with a path short enough for Unix sockets."""
-    if missing_programs():
-        pytest.skip(f"no {', '.join(missing_programs())} on this machine (Debian: slurm-wlm, munge)")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-    with LocalSlurm(folder, ClusterShape(grace_s=4, kill_wait_s=2, slurmd_timeout_s=3)) as running:
+    """Two nodes for all tests of a run."""
+    with _started(ClusterShape(grace_s=4, kill_wait_s=2, slurmd_timeout_s=3)) as running:
         yield running
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
 def cluster(shared_cluster: LocalSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSlurm]:
     """The shared cluster with an empty queue and idle nodes, which Slurm's commands of this process reach."""
+    with _reached(shared_cluster, monkeypatch):
+        yield shared_cluster
+
+
+@pytest.fixture(scope="session")
+def shared_patient_cluster() -> Iterator[LocalSlurm]:
+    """Two nodes that leave a job a minute for its last words, where a test is about them."""
+    with _started(ClusterShape(grace_s=60, kill_wait_s=60, slurmd_timeout_s=3)) as running:
+        yield running
+
+
+@pytest.fixture
+def patient_cluster(shared_patient_cluster: LocalSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSlurm]:
+    """That one, as `cluster`."""
+    with _reached(shared_patient_cluster, monkeypatch):
+        yield shared_patient_cluster
+
+
+@contextlib.contextmanager
+def _started(shape: ClusterShape) -> Iterator[LocalSlurm]:
+    """A cluster in a folder with a path short enough for Unix sockets."""
+    if missing_programs():
+        pytest.skip(f"no {', '.join(missing_programs())} on this machine (Debian: slurm-wlm, munge)")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    with LocalSlurm(folder, shape) as running:
+        yield running
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _reached(running: LocalSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for key in [k for k in os.environ if k.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "SINFO_"))]:
         monkeypatch.delenv(key)
-    monkeypatch.setenv("SLURM_CONF", str(shared_cluster.conf))
-    shared_cluster.wait_nodes("idle")
-    yield shared_cluster
-    shared_cluster.run("scancel", "--me")
-    wait_until(lambda: not shared_cluster.run("squeue", "--noheader"), "the queue to drain")
+    monkeypatch.setenv("SLURM_CONF", str(running.conf))
+    running.wait_nodes("idle")
+    yield
+    running.run("scancel", "--me")
+    wait_until(lambda: not running.run("squeue", "--noheader"), "the queue to drain")
 
 
 @pytest.fixture

@@ -19,11 +19,13 @@ from chains import chain_config, environment, outcome, python, run_chain_process
 
 from mal import results
 from mal.chain import (
+    EXIT_OUT_OF_MEMORY,
     ChainLocked,
     RoundFailed,
     clear_failure,
     is_locked,
     locked,
+    out_of_memory,
     read_failure,
     run_chain,
 )
@@ -266,6 +268,38 @@ def test_an_error_is_recorded_with_its_traceback_and_not_tried_again(tmp_path: P
     assert (folder / "round-0" / results.FAILED).read_bytes() == recorded
     clear_failure(folder)
     assert read_failure(folder) is None
+
+
+def test_running_out_of_memory_is_told_from_an_error_of_the_code(tmp_path: Path) -> None:
+    """A real one, by a limit of the process; more memory, and the same command goes on."""
+    folder = write_chain(tmp_path, chain_config("backbone.discriminator=60000", "rounds=1"))
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "mal.chain", str(folder)],
+        env=environment(), preexec_fn=limit, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == EXIT_OUT_OF_MEMORY
+    assert "out of memory in round 0: RuntimeError" in done.stderr.splitlines()[-1] or "can't allocate" in done.stderr
+    assert read_failure(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (MemoryError(), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("process 1 on n2: OutOfMemoryError: CUDA out of memory."), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+)
+def test_memory_runs_out_in_many_words(error: Exception, expected: bool) -> None:
+    assert out_of_memory(error) is expected
 
 
 def test_a_method_that_asks_twice_for_an_image_fails_and_commits_nothing(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -17,7 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chains import chain_config, environment, made_up_images, outcome, plain_augmentation, python, write_chain
+from chains import (
+    assert_same_science,
+    chain_config,
+    environment,
+    losses,
+    made_up_images,
+    outcome,
+    plain_augmentation,
+    python,
+    write_chain,
+)
 from torch import nn
 
 from mal import chain, results
@@ -281,32 +290,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     return run
 
 
-def losses(folder: Path) -> dict[str, list[float]]:
-    """Every loss of every round and phase, by name."""
-    found = {}
-    for round_folder in results.round_folders(folder):
-        for phase, history in json.loads((round_folder / results.HISTORY).read_text()).items():
-            for name, curve in history["losses"].items():
-                found[f"{round_folder.name} {phase} {name}"] = curve
-    return found
-
-
-def assert_same_science(folder: Path, other: Path) -> None:
-    """The same labels bought in the same order; losses equal to 1e-5.
-
-    Sums in another order differ in the last bit, and a step of Adam where a gradient is nearly 0 turns that into a
-    step the other way: over thousands of steps training is chaotic, and runs on another number of processes part as
-    runs on another GPU do. So these chains are short: 4 phases of at most 36 steps; 3e-6 was seen.
-    """
-    expected, found = losses(folder), losses(other)
-    assert found.keys() == expected.keys()
-    for name, curve in expected.items():
-        assert found[name] == pytest.approx(curve, rel=1e-5), name
-    for name, round_outcome in outcome(folder).items():
-        assert outcome(other)[name]["labeled"] == round_outcome["labeled"]
-        assert outcome(other)[name]["query"] == round_outcome["query"]
-
-
 @pytest.mark.parametrize("size", [2, 4])
 def test_the_number_of_processes_does_not_change_what_is_learnt_and_asked(
     size: int, runs: Callable[[int], Path]
@@ -326,6 +309,8 @@ def disturbed(folder: Path, rank: int, step: int, what: str) -> None:
         if int(os.environ["RANK"]) == rank and next(taken) == step:
             if what == "an error":
                 raise ZeroDivisionError("made up")
+            if what == "no memory":
+                torch.empty(2**50)
             os.kill(os.getpid(), signal.SIGKILL if what == "a kill" else signal.SIGTERM)
         return original(self, *arguments)
 
@@ -362,6 +347,12 @@ def test_an_error_in_one_process_ends_all_and_is_recorded(tmp_path: Path) -> Non
     assert failure is not None
     assert "process 1 on" in failure["error"]
     assert "ZeroDivisionError: made up" in failure["error"]
+
+
+def test_one_process_without_memory_ends_all_and_is_no_error_of_the_code(tmp_path: Path) -> None:
+    folder = write_chain(tmp_path, chain_config())
+    assert together(2, disturbed, folder, 1, 2, "no memory") == [EXIT_OUT_OF_MEMORY] * 2
+    assert chain.read_failure(folder) is None
 
 
 def test_a_killed_process_ends_the_others_and_is_no_error_of_the_code(tmp_path: Path) -> None:
