@@ -30,7 +30,7 @@ from chains import (
 from torch import nn
 
 from mal import chain, results
-from mal.chain import EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, locked
+from mal.chain import EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY, locked
 from mal.data.augment import Augmentation
 from mal.data.loader import MemoryLoader, TrainingStream
 from mal.device import Device
