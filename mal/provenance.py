@@ -23,20 +23,18 @@ SUFFIXES = (".py", ".yaml")
 CACHES = (".pyc", ".nbi", ".nbc")  # of Python and numba: valid in a copy that keeps the times of the files
 
 
+@cache
 def code_hash() -> str:
     """Twelve hexadecimal digits for the code that runs, edited or not, in git or not."""
     return _hash_of(_root())
 
 
 def keep_code(sweep: Path) -> Path:
-    """Copy the code that runs under a sweep's folder RUNS/NAME, once for each hash; the copy's folder.
-
-    ValueError where a file changed meanwhile.
-    """
-    kept = code_folder(sweep)
-    if kept.is_dir():
+    """Copy the code under a sweep's folder RUNS/NAME, once for each hash; the copy's folder, RUNS/NAME/code/HASH."""
+    folder = sweep.resolve() / CODE
+    if (kept := folder / _hash_of(_root())).is_dir():
         return kept
-    part = kept.with_name(f".{kept.name}-{socket.gethostname()}-{os.getpid()}")
+    part = folder / f".{socket.gethostname()}-{os.getpid()}"
     part.mkdir(parents=True)
     try:
         for package in PACKAGES:
@@ -44,8 +42,7 @@ def keep_code(sweep: Path) -> Path:
                 shutil.copytree(_root() / package, part / package, ignore=_others)
         commit, dirty = git_state()
         results.write_json(part / ORIGIN, {"git_commit": commit, "git_dirty": dirty})
-        if _hash_of(part) != kept.name:
-            raise ValueError(f"The code under {_root()} changed while it was copied to {kept}: launch again.")
+        kept = folder / _hash_of(part)  # of what was copied, even if somebody has edited meanwhile
         part.rename(kept)
     except OSError:
         if not kept.is_dir():  # else another launcher was faster
@@ -53,11 +50,6 @@ def keep_code(sweep: Path) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return kept
-
-
-def code_folder(sweep: Path) -> Path:
-    """Where the copy of the code that runs is, or would be."""
-    return sweep.resolve() / CODE / code_hash()
 
 
 def code_variables(kept: Path, before: str = "") -> dict[str, str]:
@@ -104,7 +96,6 @@ def _root() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
-@cache
 def _hash_of(root: Path) -> str:
     digest = hashlib.sha256()
     for package in PACKAGES:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mal import results
-from mal.provenance import code_folder, code_variables
+from mal.provenance import code_variables
 from slurm.attempts import FOLDER
 from slurm.client import SlurmError, SlurmSilentError, call
 from slurm.profile import Profile, submitit_parameters
@@ -57,10 +57,10 @@ class Submission:
 
 
 class Submitter:
-    """Submits the jobs of one sweep by one profile."""
+    """Submits the jobs of one sweep by one profile; code: the kept copy that they run."""
 
-    def __init__(self, sweep: str, runs: Path, profile: Profile) -> None:
-        self.sweep, self.runs, self.profile = sweep, runs.resolve(), profile
+    def __init__(self, sweep: str, runs: Path, profile: Profile, code: Path) -> None:
+        self.sweep, self.runs, self.profile, self.code = sweep, runs.resolve(), profile, code
 
     def missing(self, wanted: Sequence[Wanted], jobs: Iterable[Job]) -> list[Submission]:
         """The jobs that the queue lacks, round by round over all chains.
@@ -85,7 +85,7 @@ class Submitter:
         further = {"output": str(self._log(submission)), "comment": job_comment(submission.chains, submission.until)}
         parameters["additional_parameters"] = parameters["additional_parameters"] | further
         # after the profile's own commands, so that nothing they set comes first
-        parameters["setup"] = [*parameters.get("setup", []), self._code]
+        parameters["setup"] = [*parameters.get("setup", []), self._export()]
         self._executor.parameters.clear()
         self._executor.update_parameters(**parameters)
         command = [
@@ -129,10 +129,9 @@ class Submitter:
                 if any(job.name == submission.name and job.until == submission.until for job in read_queue()):
                     return
 
-    @cached_property
-    def _code(self) -> str:
-        """A line of shell: take our packages from the copy that the launch keeps."""
-        variables = code_variables(code_folder(self.runs / self.sweep))
+    def _export(self) -> str:
+        """A line of shell: take our packages from the kept copy, then from wherever the user has others."""
+        variables = code_variables(self.code)
         exports = " ".join(f"{key}={shlex.quote(value)}" for key, value in variables.items())
         return f'export {exports}"${{PYTHONPATH:+:$PYTHONPATH}}"'
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from mal import results
 from mal.compose import Sweep
 from mal.config import load_chain
-from mal.provenance import keep_code
+from mal.provenance import CODE, code_hash, keep_code
 from slurm.client import SlurmError, slurm_answers
 from slurm.partitions import read_partitions
 from slurm.profile import Profile, check_against, load_profile
@@ -75,12 +75,10 @@ def _launch(sweep: Sweep, profile: Profile) -> int:
     plans = _plans(sweep, profile)
     check_data(plans)
     queue = read_queue()
-    submitter = Submitter(sweep.name, sweep.runs, profile)
+    submitter = Submitter(sweep.name, sweep.runs, profile, keep_code(sweep.runs / sweep.name))
     submissions = submitter.missing(_wanted(plans, queue, sweep), queue)
     _say(plans, queue, sweep)
     freeze(plans)
-    if submissions:
-        keep_code(sweep.runs / sweep.name)
     room = len(submissions) if profile.max_jobs is None else max(0, profile.max_jobs - len(queue))
     begun = time.monotonic()
     taken, words = submitter.submit(submissions[:room], _progress(len(submissions[:room])))
@@ -147,7 +145,8 @@ def _dry_run(sweep: Sweep, profile: Profile, answers: bool) -> int:
     plans = _plans(sweep, profile)
     check_data(plans)
     queue = read_queue() if answers else []
-    submitter = Submitter(sweep.name, sweep.runs, profile)
+    kept = sweep.runs.resolve() / sweep.name / CODE / code_hash()  # as it would be
+    submitter = Submitter(sweep.name, sweep.runs, profile, kept)
     submissions = submitter.missing(_wanted(plans, queue, sweep), queue)
     _say(plans, queue, sweep)
     print(_estimate(plans, submissions, profile))

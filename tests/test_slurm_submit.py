@@ -15,6 +15,7 @@ from slurm_cluster import cluster, shared_cluster, short_folder, wait_until
 
 from mal import results
 from mal.compose import compose_sweep
+from mal.provenance import code_hash
 from slurm.attempts import read_attempts
 from slurm.local import LocalSlurm
 from slurm.local_conf import ClusterShape
@@ -27,6 +28,7 @@ __all__ = ["cluster", "shared_cluster", "short_folder"]
 LAUNCH = Path(__file__).resolve().parents[1] / "sweeps" / "launch.py"
 ON_SLURM = ("cluster=slurm", "cluster.cpus_per_task=1", "cluster.time.digits=10")
 LATER = (*ON_SLURM, "+cluster.sbatch.begin=now+1hour")  # submitted, and not started
+CODE = LAUNCH.parents[1]
 WAITING = Job(1, "", "PENDING", "Priority", None, None, "", "me", "low", None)
 
 
@@ -48,7 +50,7 @@ def lacking(submitter: Submitter, chains: list[Wanted], *queue: Job) -> list[tup
 
 
 def test_jobs_come_round_by_round(tmp_path: Path) -> None:
-    submitter = Submitter("try", tmp_path, profile())
+    submitter = Submitter("try", tmp_path, profile(), CODE)
     chains = [*wanted("mal/seed-0"), *wanted("random/seed-0", committed=2)]
     assert lacking(submitter, chains) == [
         ("mal/seed-0", 1),
@@ -59,7 +61,7 @@ def test_jobs_come_round_by_round(tmp_path: Path) -> None:
 
 
 def test_what_is_queued_is_not_submitted_again(tmp_path: Path) -> None:
-    submitter = Submitter("try", tmp_path, profile())
+    submitter = Submitter("try", tmp_path, profile(), CODE)
     chains = wanted("mal/seed-0", committed=1)
     name = submitter.missing(chains, [])[0].name
     job = in_queue(name, 2, "mal/seed-0")
@@ -70,12 +72,12 @@ def test_what_is_queued_is_not_submitted_again(tmp_path: Path) -> None:
         ("mal/seed-0", 2),
         ("mal/seed-0", 3),
     ]
-    assert lacking(Submitter("other", tmp_path, profile()), chains, job)[0] == ("mal/seed-0", 2)
+    assert lacking(Submitter("other", tmp_path, profile(), CODE), chains, job)[0] == ("mal/seed-0", 2)
     assert lacking(submitter, wanted("mal/seed-0", committed=3)) == []
 
 
 def test_packs_stay_together(tmp_path: Path) -> None:
-    submitter = Submitter("try", tmp_path, profile(pack=2))
+    submitter = Submitter("try", tmp_path, profile(pack=2), CODE)
     chains = wanted("mal/seed-0", "mal/seed-1", "mal/seed-2", target=2)
     assert lacking(submitter, chains) == [
         ("mal/seed-0,mal/seed-1", 1),
@@ -107,6 +109,9 @@ def test_a_dry_run_shows_the_scripts_and_writes_nothing(
     assert "8 jobs of 1 nodes with 4 GPUs: at most 10.7 GPU-hours" in out
     for line in ("--account=my_group_gpu", "--dependency=singleton", "--gpus-per-node=a100:4", "--time=20"):
         assert f"#SBATCH {line}\n" in out
+    assert (
+        f'export PYTHONSAFEPATH=1 PYTHONPATH={runs}/digits/code/{code_hash()}"${{PYTHONPATH:+:$PYTHONPATH}}"\n' in out
+    )
     assert f"-m slurm.job {runs / 'digits' / 'mal' / 'seed-1'} --until 1 --minutes 20 --lead 300" in out
     assert not runs.exists()
     assert main([*SHORT, *ON_SLURM, f"runs={runs}"]) == 2
@@ -146,6 +151,8 @@ def test_a_sweep_on_two_nodes_and_its_curves(cluster: LocalSlurm, tmp_path: Path
     alone = write_chain(tmp_path / "alone", config)
     assert run_chain_process(alone).returncode == 0
     assert outcome(alone) == outcome(runs / "digits" / "mal" / "seed-1")
+    ran = results.read_round(runs / "digits" / "mal" / "seed-1" / "round-2").provenance
+    assert (runs / "digits" / "code" / ran["code"] / "slurm" / "job.py").is_file()
     attempts = read_attempts(runs / "digits" / "mal" / "seed-1")
     assert [(a.cause, a.gpus, a.restart) for a in attempts] == [("done", 1, 0)] * 3
     curves = LAUNCH.parents[1] / "analysis" / "curves.py"
@@ -199,7 +206,7 @@ def test_two_launchers_and_a_killed_one_double_nothing(cluster: LocalSlurm, tmp_
 @pytest.mark.slurm
 def test_a_silent_controller_is_waited_for(cluster: LocalSlurm, tmp_path: Path) -> None:
     asked = profile(time={"default": 10}, cpus_per_task=1, sbatch={"begin": "now+1hour"})
-    submitter = Submitter("digits", tmp_path, asked)
+    submitter = Submitter("digits", tmp_path, asked, CODE)
     submissions = submitter.missing(wanted("mal/seed-0", "random/seed-0"), [])
     cluster.kill_controller()
     back = threading.Timer(1, cluster.start_controller)
