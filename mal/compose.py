@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,9 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
     for method, variant in variants.items():
         composed = _compose_variant(method, variant, overrides)
         composed.name, composed.dataset = sweep.name, dataset
-        for seed in seeds:
-            chain = _chain(composed, seed)
-            validate(chain)
-            sweep.chains.append(chain)
+        chain = _chain(composed, seeds[0])  # the others differ by their seed alone
+        validate(chain)
+        sweep.chains += [replace(deepcopy(chain), seed=seed) for seed in seeds]
     return sweep
 
 
