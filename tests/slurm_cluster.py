@@ -72,9 +72,9 @@ def short_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def wait_until(true: Callable[[], object], what: str, timeout_s: float = 60) -> None:
+def wait_until(true: Callable[[], object], what: str, timeout_s: float = 60, poll_s: float = 0.1) -> None:
     """Wait for a condition of the cluster; AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.1)
+        time.sleep(poll_s)

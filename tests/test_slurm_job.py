@@ -24,8 +24,6 @@ from sweeps.launch import main as launch
 
 __all__ = ["cluster", "patient_cluster", "shared_cluster", "shared_patient_cluster"]
 LONG = ("minimax.epochs=20", "task.epochs=2", "checkpoint_minutes=0.01")
-# As long, in a tenth of the steps: on another number of processes thousands of steps would drift apart by rounding.
-FEW_STEPS = ("minimax.batch=1024", "minimax.epochs=20", "task.epochs=2", "checkpoint_minutes=0.01")
 PREEMPTING = ("sbatch", "--partition=high", "--exclusive", "--output=/dev/null")
 ON_SLURM = ("cluster=slurm", "cluster.cpus_per_task=1", "cluster.gpus_per_node=0", "cluster.time.digits=10")
 
@@ -166,18 +164,22 @@ def test_without_scontrol_slurm_itself_requeues(
 @pytest.mark.chaos
 @pytest.mark.slurm
 def test_a_job_of_two_nodes_goes_on_on_one(patient_cluster: LocalSlurm, tmp_path: Path) -> None:
-    alone = write_chain(tmp_path / "alone", chain_config(*FEW_STEPS))
+    """Few steps, as thousands would drift apart by rounding: rank 0 is frozen until Slurm's warning wakes it."""
+    alone = write_chain(tmp_path / "alone", chain_config())
     assert run_chain_process(alone).returncode == 0
-    submit(tmp_path, "cluster.nodes=2", length=FEW_STEPS)
-    wait_until(lambda: worker(chain(tmp_path)), "it to train")
+    submit(tmp_path, "cluster.nodes=2", length=["checkpoint_minutes=0.00001"])
+    checkpoints = results.round_folder(chain(tmp_path), 0) / results.CHECKPOINT
+    wait_until(lambda: list(checkpoints.glob("*.ckpt")), "a checkpoint", poll_s=0.005)
+    psutil.Process(json.loads((checkpoints / results.PROGRESS).read_text())["pid"]).suspend()
     assert any(job.nodes == "n[1-2]" for job in read_queue())
     patient_cluster.run(*PREEMPTING, "--nodes=1", "--wrap=sleep 300")
     wait_until(lambda: all(job.waiting for job in read_queue() if job.name.startswith("mal:")), "the preemption")
     assert cancel([f"runs={tmp_path}", "name=digits"]) == 0
-    submit(tmp_path, "cluster.nodes=1", length=FEW_STEPS)
+    submit(tmp_path, "cluster.nodes=1", length=["checkpoint_minutes=0.00001"])
     wait_until(lambda: finished(tmp_path, 0), "the chain", timeout_s=120)
     first = read_attempts(chain(tmp_path))[0]
     assert (first.cause, first.saved) == ("preempted", True)  # by two processes, and taken up by one
+    assert results.read_round(results.round_folder(chain(tmp_path), 0)).metrics["preemptions"] == 1
     assert_same_science(alone, chain(tmp_path))
 
 
