@@ -15,7 +15,7 @@ from analysis.panels import Panel, curves, panels_of
 from analysis.table import Table
 
 TEMPLATE = Path(__file__).with_name("report.html")
-FIGURES = ("curves", "hours", "gain", "penalty", "query_classes", "query_overlap", "map_*")
+FIGURES = ("curves", "hours", "gain", "penalty", "query_classes", "query_overlap", "map_*", "pictures_*")
 TABLES = ("rounds_*", "area_*", "labels_*", "saved_*", "start_*", "classes_*", "cost_*", "penalty", "penalty_holm")
 PRINT_DPI = 200  # of the PNG files
 SCREEN_DPI = 140  # an inch of a figure on the screen, in CSS pixels
@@ -179,7 +179,7 @@ def _draw(runs: Runs, panels: list[Panel], options: Options, report: Report, sec
 
 def _draw_queries(runs: Runs, panels: list[Panel], report: Report, keep: Callable[[str, str, Any, str], None]) -> None:
     """Class balance, overlap and maps of features, each for the panels that have what it needs."""
-    from analysis import query_figures
+    from analysis import pictures, query_figures
 
     rows = {panel.key: runs.rounds[runs.rounds["panel"] == panel.key] for panel in panels}
     balances = [(panel, found) for panel in panels if (found := queries.balance(panel, rows[panel.key]))]
@@ -195,6 +195,10 @@ def _draw_queries(runs: Runs, panels: list[Panel], report: Report, keep: Callabl
         if maps := queries.feature_maps(panel, rows[panel.key]):
             mapped = True
             keep("queries", f"map_{panel.key}", query_figures.draw_maps(panel, maps), captions.maps(panel.title))
+    for panel in panels:
+        for picture in pictures.query_pictures(panel, rows[panel.key], runs):
+            stem = f"pictures_{panel.key}_{picture.method}"
+            keep("queries", stem, pictures.draw_picture(picture), pictures.caption(panel.title, picture))
     missing = {"class balance of queries": balances, "overlap of queries": overlaps, "map of features": mapped}
     report.left_out += [f"{what}: {captions.NEEDS[what]}" for what, found in missing.items() if not found]
 

@@ -53,6 +53,7 @@ DATASETS = {
     "digits": "Digits",
     "digits_imbalanced": "Digits-Imbalanced",
     "digit_scenes": "Digit scenes",
+    "fashion_scenes": "Fashion scenes",
     "fashion_mnist": "Fashion-MNIST",
     "fashion_mnist_imbalanced": "Fashion-MNIST-Imbalanced",
     "cifar10": "CIFAR10",
@@ -68,8 +69,10 @@ BACKBONES = {
     "vgg16_bn": "VGG16",
     "small_cnn": "small CNN",
     "drn_d_22": "DRN-D-22",
+    "small_drn": "small DRN",
 }
-METRICS = {"accuracy": "Accuracy (%)", "miou": "mIoU (%)"}
+METRICS = {"accuracy": "Accuracy (%)", "miou": "Mean IoU (%)"}
+NOUNS = {"accuracy": "accuracy", "miou": "IoU"}
 
 
 def look(method: str) -> Look:
@@ -121,5 +124,5 @@ def metric_label(metric: str) -> str:
 
 
 def metric_noun(metric: str) -> str:
-    """The metric within a sentence."""
-    return METRICS.get(metric, metric).removesuffix(" (%)").replace("Accuracy", "accuracy")
+    """The metric within a sentence, of one class or of a mean over them."""
+    return NOUNS.get(metric, metric)

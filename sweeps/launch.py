@@ -61,7 +61,7 @@ def launch(sweep: Sweep) -> int:
         raise ValueError(f"cluster.workers={wanted} must be a whole number from 0 (0: as many as the machine carries).")
     workers = worker_count(wanted, len(to_run))
     share_threads(plans, workers)
-    check_data(plans)
+    check_data(plans, sweep.dry_run)
     for plan in plans:
         print(plan.line())
     rounds = sum(plan.target - plan.committed for plan in to_run)

@@ -114,8 +114,20 @@ def check_storage(runs: Path) -> None:
         )
 
 
-def check_data(plans: list[ChainPlan]) -> None:
-    """Read the datasets of the chains that will run, as their jobs will, so that a missing or cut file shows now."""
+def check_data(plans: list[ChainPlan], dry_run: bool = False) -> None:
+    """Read the datasets of the chains that will run, as their jobs will, so that a missing or cut file shows now.
+
+    dry_run: what would be refused is said and not raised, so that a plan can be looked at where the data are not.
+    """
+    try:
+        _check_data(plans)
+    except ValueError as error:
+        if not dry_run:
+            raise
+        print(f"A launch would be refused: {error}")
+
+
+def _check_data(plans: list[ChainPlan]) -> None:
     from mal.data.dataset import load
 
     seen: set[tuple[str, int]] = set()

@@ -143,7 +143,7 @@ def _progress(total: int) -> Callable[[int], None]:
 
 def _dry_run(sweep: Sweep, profile: Profile, answers: bool) -> int:
     plans = _plans(sweep, profile)
-    check_data(plans)
+    check_data(plans, dry_run=True)
     queue = read_queue() if answers else []
     kept = sweep.runs.resolve() / sweep.name / CODE / code_hash()  # as it would be
     submitter = Submitter(sweep.name, sweep.runs, profile, kept)

@@ -128,6 +128,18 @@ def test_missing_and_truncated_data_are_found_before_work_starts(
     assert files(runs) == {} if runs.exists() else True
 
 
+def test_a_dry_run_says_what_data_are_missing_and_still_prints_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("experiment=figure4", f"runs={tmp_path / 'runs'}", f"data={tmp_path / 'data'}", "cluster=local")
+    assert main([*asked, "dry_run=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("A launch would be refused: ")
+    assert f"{tmp_path / 'data'}/bdd100k" in lines[0]
+    assert len([line for line in lines if line.endswith("0/4 rounds committed, new")]) == 4 * 5
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("place", ["a file", "below a file", "not writable"])
 def test_a_runs_folder_that_cannot_be_written_to_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str

@@ -1,0 +1,161 @@
+"""Pictures of queries in segmentation: image, truth, what the task model made of it before it was labelled, entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
+
+from analysis import style
+from analysis.figures import WIDTH, legend_columns
+from analysis.load import Runs
+from analysis.panels import Panel
+from mal import results
+
+IGNORED = 255
+COLUMNS = 6  # images beside each other
+METHODS = 4  # at most, a figure each
+# Paul Tol's "muted" and "bright", after grey for a first class, which mostly is the background; more classes: evenly.
+PALETTE = (
+    *("#33373B", "#CC6677", "#88CCEE", "#DDCC77", "#117733", "#AA4499", "#44AA99", "#999933", "#EE6677", "#4477AA"),
+    *("#F0A830", "#882255", "#66CCEE", "#228833", "#BBBBBB", "#661100", "#6699CC", "#AA4466", "#CCBB44"),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Queries of one round. images: uint8 (n, C, H, W); truth, predicted: uint8 (n, H, W); entropy: nats (n, H, W).
+
+    names: of the classes; indices: absolute, (n,).
+    """
+
+    method: str
+    seed: int
+    number: int
+    names: list[str]
+    indices: np.ndarray
+    images: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+    entropy: np.ndarray
+
+
+def query_pictures(panel: Panel, rows: pd.DataFrame, runs: Runs) -> list[Picture]:
+    """The last round with kept queries of each of the first methods, all of one seed and round, to be compared."""
+    having = rows[[Path(folder, results.QUERIES).is_file() for folder in rows["folder"]]]
+    if having.empty:
+        return []
+    seed = having["seed"].mode().iloc[0]
+    mine = having[having["seed"] == seed]
+    number = mine.groupby("method")["round"].max().min()
+    chosen = mine[mine["round"] == number].set_index("method")
+    methods = [method for method in panel.methods if method in chosen.index][:METHODS]
+    return [_picture(Path(chosen.loc[m, "folder"]), m, int(seed), int(number), runs) for m in methods]
+
+
+def _picture(folder: Path, method: str, seed: int, number: int, runs: Runs) -> Picture:
+    config = next(chain.config for chain in runs.chains if chain.folder == folder.parent)
+    names = config.get("dataset.class_names") or [str(k) for k in range(int(config["dataset.classes"]))]
+    with np.load(folder / results.QUERIES, allow_pickle=False) as kept:
+        arrays = {name: kept[name][:COLUMNS] for name in ("indices", "images", "truth", "predicted", "entropy")}
+    return Picture(method, seed, number, [str(name) for name in names], **arrays)
+
+
+def draw_picture(picture: Picture) -> Figure:
+    """A column for each query, from left to right in order of choice; rows: image, truth, prediction, entropy."""
+    count, classes = len(picture.indices), len(picture.names)
+    colours = palette(classes)
+    cmap, top = ListedColormap([*colours, "white"]), np.log(classes)
+    columns = [picture.images, _shown(picture.truth, classes), _shown(picture.predicted, classes), picture.entropy]
+    width = WIDTH if count > 3 else 4.4
+    side = (width - 0.7) / max(count, 3)
+    legend_rows = -(-(classes + 1) // (legend_columns(width) + 1))
+    height, span = picture.images.shape[-2:]
+    figure, axes = plt.subplots(
+        4,
+        count,
+        figsize=(width, 4 * side * height / span + 0.45 + 0.17 * legend_rows),
+        squeeze=False,
+        layout=ConstrainedLayoutEngine(w_pad=0.015, h_pad=0.015, wspace=0.01, hspace=0.01),
+    )
+    looks: list[dict[str, Any]] = [
+        {"cmap": "gray", "vmin": 0, "vmax": 255},
+        *[{"cmap": cmap, "vmin": -0.5, "vmax": classes + 0.5, "interpolation": "nearest"}] * 2,
+        {"cmap": "magma", "vmin": 0, "vmax": top},
+    ]
+    for row, (values, look) in enumerate(zip(columns, looks, strict=True)):
+        for column in range(count):
+            shown = axes[row, column].imshow(_pixels(values[column]), **look)
+            axes[row, column].set(xticks=[], yticks=[])
+            axes[row, column].grid(False)
+            sns.despine(ax=axes[row, column], left=True, bottom=True)
+    for column, index in enumerate(picture.indices):
+        axes[0, column].set_title(f"image {index:,}", fontsize=7.5, pad=2)
+        axes[3, column].set_xlabel(f"mean {picture.entropy[column].astype(np.float64).mean():.2f}", labelpad=2)
+    for row, name in enumerate(("image", "truth", "prediction", "entropy (nats)")):
+        axes[row, 0].set_ylabel(name, labelpad=3)
+    bar = figure.colorbar(shown, ax=axes[3, :].tolist(), pad=0.01, aspect=8)
+    bar.outline.set_visible(False)
+    _legend(figure, picture, colours, legend_columns(width) + 1)
+    return figure
+
+
+def palette(classes: int) -> list[Any]:
+    """A colour for each class."""
+    if classes <= len(PALETTE):
+        return list(PALETTE[:classes])
+    return list(sns.color_palette("husl", classes))
+
+
+def caption(title: str, picture: Picture) -> str:
+    """Caption of a picture."""
+    return (
+        f"{title}, {style.method_label(picture.method)}, seed {picture.seed}: the first {len(picture.indices)} images "
+        f"that round {picture.number} queried, their maps, and what its task model made of them, which had not seen "
+        "the maps. Entropy is that of the task model at each pixel; its scale ends at that of an even guess."
+    )
+
+
+def _legend(figure: Figure, picture: Picture, colours: list[Any], columns: int) -> None:
+    """The classes that are in the picture."""
+    seen = set(np.unique(picture.truth)) | set(np.unique(picture.predicted))
+    handles = [
+        Patch(facecolor=colours[k], edgecolor="#888888", lw=0.4, label=name)
+        for k, name in enumerate(picture.names)
+        if k in seen
+    ]
+    if IGNORED in seen:
+        handles.append(Patch(facecolor="white", edgecolor="#888888", lw=0.4, label="not counted"))
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), columns),
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=1.0,
+        handleheight=1.0,
+        columnspacing=1.2,
+        handletextpad=0.4,
+    )
+
+
+def _shown(maps: np.ndarray, classes: int) -> np.ndarray:
+    """Maps with the last colour for ignored pixels."""
+    return np.where(maps == IGNORED, classes, maps)
+
+
+def _pixels(values: np.ndarray) -> np.ndarray:
+    """An image (C, H, W) as matplotlib takes it, (H, W) or (H, W, 3); a map as it is."""
+    if values.ndim == 2:
+        return values.astype(np.float32) if values.dtype == np.float16 else values
+    return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
