@@ -1,5 +1,6 @@
 # make setup   .venv with the exact versions of requirements.txt (needs Python 3.11, pip, make; no root)
 # make demo    setup, a first sweep on an embedded data set, and its figure
+# make study   setup, then the study of docs/study.md, hours on two cores; ARGS="presets=[study_digits] tune=4"
 # make test    setup, what the tests need from Debian (root or sudo, once), then pytest; ARGS="-k pool" goes to pytest
 # make chaos   the fault study on a real one-machine Slurm, half an hour: docs/reliability.md; ARGS="repeats=5"
 # make bench   the table of ratios of docs/performance.md, on a quiet machine; ARGS="--threads 1 --clock cpu" on a busy one
@@ -30,7 +31,7 @@ ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
-.PHONY: setup demo test chaos bench lint format lock clean debian
+.PHONY: setup demo study test chaos bench lint format lock clean debian
 
 setup: .venv/.run
 
@@ -38,6 +39,9 @@ demo: setup
 	$(PY) sweeps/launch.py dataset=digits seeds=3
 	$(PY) analysis/curves.py
 	@ls figures/digits/*.png | sed 's/^/figure: /'
+
+study: setup
+	$(PY) sweeps/study.py $(ARGS)
 
 test: debian .venv/.ffcv
 	$(PY) -m pytest $(ARGS)

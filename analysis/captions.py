@@ -25,6 +25,8 @@ NEEDS = {
     "class balance of queries": "no round says which classes its query has",
     "overlap of queries": "it needs two methods with two rounds and the same initial labels",
     "map of features": "no round has kept its features (features.npz)",
+    "signals": "no round says how calibrated its networks were (it was run by an older version)",
+    "losses": "no round has a history.json",
 }
 
 
@@ -41,4 +43,23 @@ def maps(title: str) -> str:
     return (
         f"{title}: features of a round on their first two principal axes, with the images it was trained on and "
         "those it queried (compare the paper's Figure 1). Distances in two dimensions are only a part of those in all."
+    )
+
+
+def signals(title: str) -> str:
+    """Caption of a panel's signals."""
+    return (
+        f"{title}: what each round recorded of itself, mean over seeds. Calibration error: expected, 15 bins, on the "
+        "test set. C: the classifier of Algorithm 1 on the test set. D: before the round's query; an AUC of 0.5 means "
+        "that it cannot tell labelled from unlabelled. Rank correlation: 1 where the images of highest entropy are "
+        "those that D is surest are unlabelled."
+    )
+
+
+def losses(title: str) -> str:
+    """Caption of a panel's losses."""
+    return (
+        f"{title}: losses over the steps of each round (below: its number), as they were trained on, mean over seeds. "
+        "Algorithm 1's entropy is H of the unlabelled: F goes down it, C's prototypes go up it. D's loss is the sum of "
+        "both sides, 2 log 2 = 1.39 where it guesses."
     )

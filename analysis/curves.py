@@ -8,8 +8,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from analysis.options import HELP, Options, hint, parse, wants_help
+
+if TYPE_CHECKING:
+    from analysis.load import Runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +59,7 @@ def write(options: Options, name: str, sweeps: tuple[str, ...], optional: bool =
     from analysis.load import load
 
     began = time.perf_counter()
-    runs = load(options.runs, sweeps)
+    runs = only(load(options.runs, sweeps), options.methods)
     if runs.rounds.empty:
         errors = "".join(f" {chain.label} failed: {chain.failed[1]}." for chain in runs.chains if chain.failed)
         errors += "".join(f" {finding.text}" for finding in runs.findings)
@@ -80,6 +84,22 @@ def write(options: Options, name: str, sweeps: tuple[str, ...], optional: bool =
     print(f"  {written.folder}/: {drawn}curves.csv, tables/, report.md, report.html ({seconds:.1f} s)")
     if options.figures:
         print(f"  figure: {written.folder / 'curves.png'}")
+
+
+def only(runs: Runs, methods: Sequence[str]) -> Runs:
+    """The runs of these methods, all where none is named. Raises ValueError for one that the sweeps do not have."""
+    known = list(dict.fromkeys(chain.method for chain in runs.chains))
+    for method in methods:
+        if method not in known:
+            raise ValueError(
+                f"methods: {method} is in none of the sweeps{hint(method, known)} Known: {', '.join(known)}."
+            )
+    if not methods:
+        return runs
+    from analysis.load import Runs
+
+    rounds = runs.rounds[runs.rounds["method"].isin(methods)].reset_index(drop=True)
+    return Runs(rounds, tuple(chain for chain in runs.chains if chain.method in methods), runs.findings)
 
 
 if __name__ == "__main__":

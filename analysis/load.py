@@ -39,6 +39,7 @@ COLUMNS = (
     "per_class",
     "query_classes",
     "pool_classes",
+    "signals",
     "fingerprint",
     "code",
     "git_commit",
@@ -180,6 +181,7 @@ def _read_round(folder: str) -> dict[str, Any] | None:
         "per_class": metrics.get("per_class"),
         "query_classes": metrics.get("query_classes"),
         "pool_classes": metrics.get("pool_classes"),
+        "signals": _signals(metrics),
         "fingerprint": provenance.get("fingerprint"),
         "code": provenance.get("code"),
         "git_commit": provenance.get("git_commit"),
@@ -206,6 +208,16 @@ def _json(path: str, expected: str | None = None) -> Any:
         return json.loads(data)
     except ValueError as error:
         raise results.DamagedRun(f"{path} is not valid JSON ({error}).") from None
+
+
+def _signals(metrics: dict[str, Any]) -> dict[str, float]:
+    """A round's signals by name; a confidence as what it exceeds its accuracy by, in points."""
+    signals = {name: float(value) for name, value in (metrics.get("signals") or {}).items() if value is not None}
+    for prefix, value in (("", metrics.get("value")), ("c_", signals.get("c_value"))):
+        confidence = signals.pop(f"{prefix}confidence", None)
+        if confidence is not None and value is not None:
+            signals[f"{prefix}overconfidence"] = confidence - value
+    return signals
 
 
 def _versions(provenance: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ Turn the committed rounds under a runs folder into curves.csv, figures, tables a
     out=DIR         where to write (default figures): DIR/NAME/curves.csv, curves.png, curves.pdf, report.md,
                     report.html, tables/, ..., e.g. out=paper/figures
     figures=false   tables and report only (the same as --no-figures)
+    methods=[...]   only these, e.g. methods=[mal,random]; default: all that have rounds
     targets=[...]   accuracies whose price in labels is reported, e.g. targets=[80,90]; default: three in the range seen
     baseline=NAME   the method that gains are counted from (default random), e.g. baseline=entropy
     --help          this text
@@ -26,17 +27,21 @@ Turn the committed rounds under a runs folder into curves.csv, figures, tables a
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for. names: the sweeps of one report; empty for a report of each sweep under `runs`."""
+    """What was asked for. names: the sweeps of one report; empty for a report of each sweep under `runs`.
+
+    methods: those of the report; empty for all.
+    """
 
     runs: Path = Path("runs")
     names: tuple[str, ...] = ()
     out: Path = Path("figures")
+    methods: tuple[str, ...] = ()
     figures: bool = True
     targets: tuple[float, ...] = ()
     baseline: str = "random"
 
 
-KEYS = ("runs", "name", "out", "figures", "targets", "baseline")
+KEYS = ("runs", "name", "out", "methods", "figures", "targets", "baseline")
 FLAGS = ("--no-figures", "--help", "-h")
 
 
@@ -66,6 +71,7 @@ def parse(arguments: Sequence[str]) -> Options:
         runs=Path(given.get("runs", "runs")),
         names=_names(given.get("name", "")),
         out=Path(given.get("out", "figures")),
+        methods=tuple(_list(given.get("methods", ""))),
         figures=_truth("figures", given.get("figures", "true")),
         targets=_numbers("targets", given.get("targets", "")),
         baseline=given.get("baseline", "random"),

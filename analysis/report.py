@@ -8,15 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import captions, checks, class_tables, label_tables, queries, references, style, tables
+from analysis import captions, checks, class_tables, label_tables, queries, references, signals, style, tables
 from analysis.load import Finding, Runs
 from analysis.options import Options
 from analysis.panels import Panel, curves, panels_of
 from analysis.table import Table
 
 TEMPLATE = Path(__file__).with_name("report.html")
-FIGURES = ("curves", "hours", "gain", "penalty", "query_classes", "query_overlap", "map_*", "pictures_*")
-TABLES = ("rounds_*", "area_*", "labels_*", "saved_*", "start_*", "classes_*", "cost_*", "penalty", "penalty_holm")
+FIGURES = (
+    *("curves", "hours", "gain", "penalty", "query_classes", "query_overlap", "map_*", "pictures_*"),
+    *("signals_*", "losses_*"),
+)
+TABLES = (
+    *("rounds_*", "area_*", "labels_*", "saved_*", "start_*", "classes_*", "signals_*", "cost_*"),
+    *("penalty", "penalty_holm"),
+)
 PRINT_DPI = 200  # of the PNG files
 SCREEN_DPI = 140  # an inch of a figure on the screen, in CSS pixels
 
@@ -120,6 +126,7 @@ def _sections(runs: Runs, panels: list[Panel], options: Options, left_out: list[
         "penalty": Section("Who beats whom"),
         "classes": Section("Head, middle and tail classes"),
         "queries": Section("What was queried"),
+        "inside": Section("Inside the rounds"),
         "cost": Section("Cost"),
     }
     for group in tables.by_protocol(panels):
@@ -138,6 +145,7 @@ def _sections(runs: Runs, panels: list[Panel], options: Options, left_out: list[
         _add(sections["classes"], classes)
         if reason:
             left_out.append(f"{panel.title}: head, middle and tail classes; {reason}")
+        _add(sections["inside"], signals.signals_table(panel, signals.signals_of(panel, rows)))
         _add(sections["cost"], class_tables.cost_table(panel, rows))
     penalties = tables.penalty_tables(panels)
     sections["penalty"].tables += penalties
@@ -175,6 +183,7 @@ def _draw(runs: Runs, panels: list[Panel], options: Options, report: Report, sec
         figure = query_figures.draw_penalties([matrix for matrix, _ in matrices], titles, methods, settings)
         keep("penalty", "penalty", figure, captions.PENALTY)
     _draw_queries(runs, panels, report, keep)
+    _draw_inside(runs, panels, report, keep)
 
 
 def _draw_queries(runs: Runs, panels: list[Panel], report: Report, keep: Callable[[str, str, Any, str], None]) -> None:
@@ -200,6 +209,25 @@ def _draw_queries(runs: Runs, panels: list[Panel], report: Report, keep: Callabl
             stem = f"pictures_{panel.key}_{picture.method}"
             keep("queries", stem, pictures.draw_picture(picture), pictures.caption(panel.title, picture))
     missing = {"class balance of queries": balances, "overlap of queries": overlaps, "map of features": mapped}
+    report.left_out += [f"{what}: {captions.NEEDS[what]}" for what, found in missing.items() if not found]
+
+
+def _draw_inside(runs: Runs, panels: list[Panel], report: Report, keep: Callable[[str, str, Any, str], None]) -> None:
+    """Signals and losses of the panels whose rounds recorded them."""
+    from analysis import signal_figures
+
+    told, trained = False, False
+    for panel in panels:
+        rows = runs.rounds[runs.rounds["panel"] == panel.key]
+        if found := signals.signals_of(panel, rows):
+            told = True
+            figure = signal_figures.draw_signals(panel, found)
+            keep("inside", f"signals_{panel.key}", figure, captions.signals(panel.title))
+        if losses := signals.losses_of(panel, rows):
+            trained = True
+            figure = signal_figures.draw_losses(panel, losses)
+            keep("inside", f"losses_{panel.key}", figure, captions.losses(panel.title))
+    missing = {"signals": told, "losses": trained}
     report.left_out += [f"{what}: {captions.NEEDS[what]}" for what, found in missing.items() if not found]
 
 

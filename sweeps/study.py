@@ -1,0 +1,189 @@
+"""The study in one command: tune the paper's methods, choose, run the seeds, and keep figures and tables in docs/study.
+
+    python sweeps/study.py [presets=[study_digits,...]] [tune=8] [steps=[tune,run,report]] [KEY=VALUE of launch.py ...]
+
+For each preset: the sweep NAME-tuning on seeds 100 and 101 (nothing of it is reported); its best trials as the preset
+PRESET_tuned in mal/conf/experiment, where the other methods, e.g. ablations, take what was found for the first; that
+preset's own seeds; the report of the tuned methods in DOCS/NAME, of all in DOCS/NAME/all. Run it again after anything:
+what is done is not done again. figures=DIR and docs=DIR (default docs/study) say where the reports go. Exit status: 0
+done; 1 a chain failed; 2 refused; 3 jobs are still under way, the same command goes on later; 130 stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mal import config, results
+from mal.compose import PAPER_METHODS, Sweep, compose_sweep
+from mal.config import Chain, flat
+from sweeps import launch
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = ["study_digits", "study_fashion", "study_fashion_imbalanced"]
+STEPS = ("tune", "run", "report")
+TUNING_SEEDS = (100, 101)
+EXIT_UNDER_WAY = 3
+KEPT = ("curves.csv", "report.md", "*.png", "tables/*.csv")
+
+Settings = dict[str, Any]
+
+
+@dataclass
+class Options:
+    """What was asked for. rest: overrides for launch.py."""
+
+    presets: list[str] = field(default_factory=lambda: list(PRESETS))
+    tune: int = 8
+    steps: list[str] = field(default_factory=lambda: list(STEPS))
+    figures: Path = Path("figures")
+    docs: Path = Path("docs/study")
+    rest: list[str] = field(default_factory=list)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    if {"-h", "--help"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    try:
+        options = parse(arguments)
+        for preset in options.presets:
+            if status := study(preset, options):
+                return status
+    except ValueError as error:
+        print(f"study.py: {error}", file=sys.stderr)
+        return launch.EXIT_USAGE
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """The options of a command line; what is not one of this script is kept for launch.py."""
+    options = Options()
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+        if key == "presets":
+            options.presets = names
+        elif key == "steps":
+            if not names or set(names) - set(STEPS):
+                raise ValueError(f"steps={value}: give some of {', '.join(STEPS)}, e.g. steps=[tune].")
+            options.steps = names
+        elif key == "tune":
+            if not value.isdecimal() or int(value) < 1:
+                raise ValueError(f"tune={value} is not a number of trials for each method, e.g. tune=8.")
+            options.tune = int(value)
+        elif key in ("figures", "docs"):
+            setattr(options, key, Path(value))
+        else:
+            options.rest.append(argument)
+    return options
+
+
+def study(preset: str, options: Options) -> int:
+    """All steps of one preset; the exit status of the first that is not done."""
+    untuned = compose_sweep([f"experiment={preset}", *options.rest])
+    paper = PAPER_METHODS[untuned.chains[0].dataset.task]
+    tuned = [method for method in paper if method in untuned.methods]
+    if "tune" in options.steps and (status := _tune(preset, untuned, tuned, options)):
+        return status
+    overrides = [f"experiment={preset}_tuned", *options.rest]
+    if "run" in options.steps and (status := _launch(overrides)):
+        return status
+    if "report" in options.steps:
+        _report(untuned, tuned, options)
+    return 0
+
+
+def _tune(preset: str, untuned: Sweep, tuned: list[str], options: Options) -> int:
+    seeds, methods = ",".join(map(str, TUNING_SEEDS)), ",".join(tuned)
+    rest = [override for override in options.rest if not override.startswith(("methods=", "seeds="))]
+    trials = [f"tune={options.tune}", f"seeds=[{seeds}]", f"methods=[{methods}]"]
+    if status := _launch([f"experiment={preset}", *rest, *trials]):
+        return status
+    name = f"{untuned.name}-tuning"
+    _analyse("tuning", f"runs={untuned.runs}", f"name={name}", f"out={options.figures}")
+    chosen = yaml.safe_load((options.figures / name / "chosen.yaml").read_text())["variants"]
+    others = {method: follow(method, untuned, chosen) for method in untuned.methods if method not in chosen}
+    text = _preset(preset, options.tune, {**chosen, **others})
+    results.write_atomic(config.CONF / "experiment" / f"{preset}_tuned.yaml", text.encode())
+    return 0
+
+
+def follow(method: str, untuned: Sweep, chosen: Mapping[str, Settings]) -> Settings:
+    """What a method that is not tuned takes from those that are: of the first of them all but `method.`, of that with
+    the same acquisition those; nothing in which it differs from them by its own definition, as an ablation does.
+    """
+    chains = {chain.method["name"]: chain for chain in untuned.chains}
+    own = _values(chains[method])
+    same = [name for name in chosen if chains[name].method["acquisition"] == own["method.acquisition"]]
+    taken: Settings = {}
+    for source, of_method in ((next(iter(chosen)), False), *((name, True) for name in same[:1])):
+        before = _values(chains[source])
+        for key, value in chosen[source].items():
+            if key.startswith("method.") == of_method and key != "method" and own.get(key) == before[key]:
+                taken[key] = value
+    return taken
+
+
+def _values(chain: Chain) -> Settings:
+    return flat(asdict(chain))
+
+
+def _preset(preset: str, trials: int, variants: Mapping[str, Settings]) -> str:
+    seeds = " and ".join(map(str, TUNING_SEEDS))
+    head = f"""\
+# @package _global_
+# {preset}, each method at the best of its {trials} trials on seeds {seeds}; written by sweeps/study.py.
+defaults:
+  - {preset}
+  - _self_
+"""
+    return head + str(yaml.safe_dump({"variants": dict(variants)}, sort_keys=False))
+
+
+def _launch(overrides: list[str]) -> int:
+    """launch.py, to the end of the sweep; EXIT_UNDER_WAY where its jobs are not done yet."""
+    if status := launch.main(overrides):
+        return status
+    sweep = compose_sweep(launch.choose_cluster(overrides))
+    for chain in sweep.chains:
+        folder = results.chain_folder(sweep.runs, sweep.name, chain.method["name"], chain.seed)
+        if results.committed_rounds(folder) < chain.rounds:
+            print(f"study.py: {folder} is not done yet; give the same command again when its jobs are.")
+            return EXIT_UNDER_WAY
+    return 0
+
+
+def _report(untuned: Sweep, tuned: list[str], options: Options) -> None:
+    for folder, methods in ((Path("tuned"), tuned), (Path("all"), untuned.methods)):
+        out = options.figures / folder
+        _analyse(
+            "curves", f"runs={untuned.runs}", f"name={untuned.name}", f"out={out}", f"methods=[{','.join(methods)}]"
+        )
+        copy(out / untuned.name, options.docs / untuned.name / ("" if methods is tuned else folder))
+    copy(options.figures / f"{untuned.name}-tuning", options.docs / untuned.name, ("tuning.csv", "tuning.md"))
+
+
+def copy(report: Path, docs: Path, kept: Sequence[str] = KEPT) -> None:
+    """The small files of a report, in the same places."""
+    for path in sorted(path for pattern in kept for path in report.glob(pattern)):
+        target = docs / path.relative_to(report)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _analyse(script: str, *arguments: str) -> None:
+    if status := subprocess.run([sys.executable, ROOT / "analysis" / f"{script}.py", *arguments]).returncode:
+        raise SystemExit(status)  # it has said why
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
