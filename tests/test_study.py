@@ -1,0 +1,179 @@
+"""The study: what its presets compare, what untuned methods take over, and that a stopped one ends like any other."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chains import outcome
+
+import mal.compose
+import mal.config
+import sweeps.launch
+from mal import results
+from mal.chain import run_chain
+from mal.compose import PAPER_METHODS, compose_sweep
+from mal.config import flat
+from mal.interrupt import Interrupt, Interrupted
+from mal.tuning import draw_trials
+from sweeps import study
+
+PRESETS = sorted(path.stem for path in (mal.config.CONF / "experiment").glob("study_*.yaml"))
+SPACES = ["study"]  # presets that say what is tried
+TOY = """\
+# @package _global_
+defaults: [{override /dataset: digits}, _self_]
+name: toy
+methods: [mal, mal_no_minimax, random]
+seeds: 1
+rounds: 2
+device: cpu
+threads: 1
+backbone: {width: 4}
+minimax: {epochs: 0.2}
+task: {epochs: 0.2}
+tuning: {all: {task.lr: [0.01, 0.1]}, mal: {minimax.entropy_weight: [0.2]}}
+"""
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_composes_with_its_seeds_and_name(preset: str) -> None:
+    sweep = compose_sweep([f"experiment={preset}", "methods=[mal]"])
+    assert sweep.seeds == [0, 1, 2, 3, 4]
+    assert sweep.name == preset.removesuffix("_tuned")
+
+
+@pytest.mark.parametrize("preset", SPACES)
+def test_the_papers_methods_can_be_tuned_in_as_many_trials_each(preset: str) -> None:
+    file = yaml.safe_load((mal.config.CONF / "experiment" / f"{preset}.yaml").read_text())
+    paper = {name: {"method": name} for name in PAPER_METHODS["classification"] if name in file["methods"]}
+    assert len(draw_trials(file["tuning"], paper, 8)) == 8 * len(paper)
+    every = {}  # each method with the last value of each of its keys
+    for method in paper:
+        grid = file["tuning"]["all"] | file["tuning"].get(method, {})
+        every[method] = file["variants"].get(method, paper[method]) | {key: values[-1] for key, values in grid.items()}
+    text = yaml.safe_dump(every, default_flow_style=True, width=10**6).strip()
+    sweep = compose_sweep([f"experiment={preset}", f"methods=[{','.join(paper)}]", "seeds=1", f"variants={text}"])
+    for chain in sweep.chains:
+        values = flat(chain.science())
+        wanted = every[chain.method["name"]]
+        assert {key: values[key] for key in wanted if key != "method"} == {
+            k: v for k, v in wanted.items() if k != "method"
+        }
+
+
+def test_the_studys_baselines_with_f_differ_from_the_baselines_in_their_start_alone() -> None:
+    chains = {chain.method["name"]: chain for chain in compose_sweep(["experiment=study_digits", "seeds=1"]).chains}
+    for name in ("vaal", "coreset", "entropy", "bald"):
+        plain, from_f = (flat(chains[each].science()) for each in (name, f"{name}_f"))
+        changed = {key for key in plain if plain[key] != from_f[key]}
+        assert changed == {"method.name", "task.init"}
+        assert from_f["task.init"] == "from_f"
+
+
+def test_untuned_methods_follow_mal_except_in_what_makes_them_what_they_are() -> None:
+    sweep = compose_sweep(["experiment=study_digits", "seeds=1"])
+    chosen: dict[str, Any] = {
+        "mal": {
+            "method": "mal", "task.lr": 0.003, "minimax.entropy_weight": 0.3, "method.query": "rank_sum",
+            "minimax.temperature": 0.5,
+        },
+        "vaal": {"method": "vaal", "task.lr": 0.0003, "method.beta": 0.1},
+        "bald": {"method": "bald", "method.dropout": 0.25},
+        "random": {"method": "random", "task.lr": 0.0003},
+    }  # fmt: skip
+    found = {name: study.follow(name, sweep, chosen) for name in sweep.methods if name not in chosen}
+    shared = {"task.lr": 0.003, "minimax.temperature": 0.5}
+    weighed = {**shared, "minimax.entropy_weight": 0.3}
+    assert found["mal_no_minimax"] == {**shared, "method.query": "rank_sum"}
+    assert found["mal_entropy_query"] == found["mal_no_discriminator"] == found["mal_init_random"] == weighed
+    assert found["entropy_f"] == found["coreset_f"] == weighed
+    assert found["vaal_f"] == {**weighed, "method.beta": 0.1}
+    assert found["bald_f"] == {**weighed, "method.dropout": 0.25}
+
+
+@pytest.mark.parametrize("argument", ["steps=[fly]", "tune=0", "tune=few", "steps=[]"])
+def test_what_is_no_step_or_number_is_refused(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert study.main([argument]) == 2
+    assert argument in capsys.readouterr().err
+
+
+def test_a_report_is_kept_without_what_is_large(tmp_path: Path) -> None:
+    for name in ("curves.csv", "curves.png", "curves.pdf", "report.md", "report.html", "tables/a.csv", "tables/a.tex"):
+        path = tmp_path / "figures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    study.copy(tmp_path / "figures", tmp_path / "docs")
+    kept = {p.relative_to(tmp_path / "docs").as_posix() for p in (tmp_path / "docs").rglob("*") if p.is_file()}
+    assert kept == {"curves.csv", "curves.png", "report.md", "tables/a.csv"}
+    assert (tmp_path / "docs" / "tables" / "a.csv").read_text() == "tables/a.csv"
+
+
+class Stopping(Interrupt):
+    """Asked to stop at the n-th look."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.left = looks
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        if self.left < 0:
+            self.cause = "a test"
+        return self.cause is not None
+
+
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Chains run in this process, and presets are written to a copy of the configuration.
+
+    Returns a list whose last number, where there is one, is taken off by each launch: the looks until it stops.
+    """
+    conf = tmp_path / "conf"
+    shutil.copytree(mal.config.CONF, conf)
+    (conf / "experiment" / "toy.yaml").write_text(TOY)
+    for module in (mal.config, mal.compose, sweeps.launch):
+        monkeypatch.setattr(module, "CONF", conf)
+    stops: list[int] = []
+
+    def run_local(plans: list[Any], workers: int, board: Any) -> int:
+        interrupt = Stopping(stops.pop()) if stops else Interrupt()
+        for plan in plans:
+            if plan.to_run:
+                try:
+                    run_chain(plan.folder, plan.target, interrupt)
+                except Interrupted:
+                    return 130
+        return 0
+
+    monkeypatch.setattr("sweeps.local.run_local", run_local)
+    return stops
+
+
+def test_a_study_that_was_stopped_ends_as_an_undisturbed_one(tmp_path: Path, in_process: list[int]) -> None:
+    def command(name: str) -> list[str]:
+        places = [f"{key}={tmp_path / name / key}" for key in ("runs", "figures", "docs")]
+        return [*places, "presets=[toy]", "tune=2", "steps=[tune,run]", "cluster=local"]
+
+    preset = mal.config.CONF / "experiment" / "toy_tuned.yaml"
+    assert study.main(command("undisturbed")) == 0
+    written = preset.read_bytes()
+    preset.unlink()
+    in_process += [15, 40, 40, 40]  # the last is taken first
+    statuses = []
+    while 0 not in statuses:
+        statuses.append(study.main(command("stopped")))
+        assert len(statuses) < 9
+    assert statuses == [130, 130, 130, 130, 0]
+    assert preset.read_bytes() == written
+    variants = yaml.safe_load(written)["variants"]
+    assert list(variants) == ["mal", "random", "mal_no_minimax"]
+    for name, count in (("toy-tuning", 8), ("toy", 3)):
+        folders = [results.chain_folders(tmp_path / run / "runs", name) for run in ("undisturbed", "stopped")]
+        assert [len(found) for found in folders] == [count, count]
+        for ours, theirs in zip(*folders, strict=True):
+            assert outcome(ours) == outcome(theirs)
+            assert ours.parent.name == theirs.parent.name
+    assert {p.name for p in results.chain_folders(tmp_path / "stopped" / "runs", "toy")} == {"seed-0"}
