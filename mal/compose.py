@@ -44,11 +44,12 @@ SWEEP_KEYS = ("methods", "variants", "tune", "tuning", "seeds", "cluster", "dry_
 
 @dataclass
 class Sweep:
-    """What one launch asks for: the chains, and how to run them."""
+    """What one launch asks for: the chains, and how to run them. variants: what each method is, by its name."""
 
     name: str
     runs: Path
     methods: list[str]
+    variants: Variants
     seeds: list[int]
     cluster: dict[str, Any]
     dry_run: bool
@@ -75,6 +76,7 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
         name=file_name("name", name),
         runs=Path(str(base.runs)),
         methods=methods,
+        variants=variants,
         seeds=seeds,
         cluster=OmegaConf.to_container(base.cluster, resolve=True),  # type: ignore[arg-type]
         dry_run=_boolean("dry_run", base.dry_run),

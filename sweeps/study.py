@@ -95,7 +95,7 @@ def study(preset: str, options: Options) -> int:
     if "tune" in options.steps and (status := _tune(preset, untuned, tuned, options)):
         return status
     overrides = [f"experiment={preset}_tuned", *options.rest]
-    if "run" in options.steps and (status := _launch(overrides)):
+    if "run" in options.steps and (status := _launch(overrides, untuned.runs, untuned.name)):
         return status
     if "report" in options.steps:
         _report(untuned, tuned, options)
@@ -106,13 +106,14 @@ def _tune(preset: str, untuned: Sweep, tuned: list[str], options: Options) -> in
     seeds, methods = ",".join(map(str, TUNING_SEEDS)), ",".join(tuned)
     rest = [override for override in options.rest if not override.startswith(("methods=", "seeds="))]
     trials = [f"tune={options.tune}", f"seeds=[{seeds}]", f"methods=[{methods}]"]
-    if status := _launch([f"experiment={preset}", *rest, *trials]):
-        return status
     name = f"{untuned.name}-tuning"
+    if status := _launch([f"experiment={preset}", *rest, *trials], untuned.runs, name):
+        return status
     _analyse("tuning", f"runs={untuned.runs}", f"name={name}", f"out={options.figures}")
     chosen = yaml.safe_load((options.figures / name / "chosen.yaml").read_text())["variants"]
     others = {method: follow(method, untuned, chosen) for method in untuned.methods if method not in chosen}
-    text = _preset(preset, options.tune, {**chosen, **others})
+    found = {name: {**keys, "method": untuned.variants[name]["method"]} for name, keys in (chosen | others).items()}
+    text = _preset(preset, options.tune, found)
     results.write_atomic(config.CONF / "experiment" / f"{preset}_tuned.yaml", text.encode())
     return 0
 
@@ -146,17 +147,15 @@ defaults:
   - {preset}
   - _self_
 """
-    return head + str(yaml.safe_dump({"variants": dict(variants)}, sort_keys=False))
+    return head + str(yaml.safe_dump({"variants": dict(variants)}))
 
 
-def _launch(overrides: list[str]) -> int:
-    """launch.py, to the end of the sweep; EXIT_UNDER_WAY where its jobs are not done yet."""
+def _launch(overrides: list[str], runs: Path, name: str) -> int:
+    """launch.py, to the end of the sweep `name`; EXIT_UNDER_WAY where its jobs are not done yet."""
     if status := launch.main(overrides):
         return status
-    sweep = compose_sweep(launch.choose_cluster(overrides))
-    for chain in sweep.chains:
-        folder = results.chain_folder(sweep.runs, sweep.name, chain.method["name"], chain.seed)
-        if results.committed_rounds(folder) < chain.rounds:
+    for folder in results.chain_folders(runs, name):
+        if results.committed_rounds(folder) < config.load_chain(folder / results.CONFIG).rounds:
             print(f"study.py: {folder} is not done yet; give the same command again when its jobs are.")
             return EXIT_UNDER_WAY
     return 0

@@ -48,6 +48,7 @@ def write_chain(
     metrics: dict[str, Any] | None = None,
     provenance: dict[str, Any] | None = None,
     queries: Sequence[np.ndarray] | None = None,
+    history: dict[str, Any] | None = None,
     classes: int = 10,
     seconds: float = 60.0,
     gpus: int = 0,
@@ -56,6 +57,7 @@ def write_chain(
 
     planned: rounds in the configuration, default the number of values. failed: an error recorded in the round after
     the last. metrics, provenance, config: further keys. queries: pool indices of each round's query; default random.
+    history: the losses that every round recorded.
     """
     chain = results.chain_folder(runs, name, method, seed)
     chain.mkdir(parents=True)
@@ -105,7 +107,8 @@ def write_chain(
             "versions": {"python": "3.11.7", "torch": "2.15.0"},
         } | (provenance or {})
         if number not in skip:
-            write_round(results.round_folder(chain, number), filled, origin, np.sort(labeled), None if last else query)
+            folder = results.round_folder(chain, number)
+            write_round(folder, filled, origin, np.sort(labeled), None if last else query, history)
         labeled = np.concatenate([labeled, query])
         rest = np.setdiff1d(rest, query)
     if failed:
@@ -115,11 +118,20 @@ def write_chain(
     return chain
 
 
-def write_round(folder: Path, metrics: dict[str, Any], provenance: dict[str, Any], labeled: Any, query: Any) -> None:
+def write_round(
+    folder: Path,
+    metrics: dict[str, Any],
+    provenance: dict[str, Any],
+    labeled: Any,
+    query: Any,
+    history: dict[str, Any] | None = None,
+) -> None:
     """One committed round; not durable (no fsync), because tests write many."""
     files = {results.METRICS: _json(metrics), results.PROVENANCE: _json(provenance), results.LABELED: _npy(labeled)}
     if query is not None:
         files[results.QUERY] = _npy(query)
+    if history is not None:
+        files[results.HISTORY] = _json(history)
     folder.mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -143,8 +155,10 @@ def example(runs: Path) -> None:
             noise[0] = np.random.default_rng(seed).normal(0, 1.2)
             values = [float(v) for v in start + gain * (1 - np.exp(-np.arange(5) / 1.8)) + noise]
             more: dict[str, Any] = {
-                "metrics": {"pool_classes": pool_classes, "per_class": [values[-1] - 2 * c for c in range(10)]}
+                "metrics": {"pool_classes": pool_classes, "per_class": [values[-1] - 2 * c for c in range(10)]},
+                "history": {"task": {"window": 2, "losses": {"cross_entropy": [2.3, 1.1, 0.4]}}},
             }
+            more["metrics"]["signals"] = {"confidence": 80.0 + seed, "calibration": 12.5}
             if (method, seed) == ("entropy", 4):
                 values, more = values[:3], more | {"failed": "RuntimeError: out of memory", "planned": 5}
             if (method, seed) == ("coreset", 1):

@@ -39,15 +39,16 @@ def test_report_html_is_self_contained(written: Path) -> None:
     assert not links.tags & {"script", "link", "iframe", "object", "embed", "video", "audio", "base", "form"}
     assert not re.findall(r"url\(|@import|https?:", page)
     assert "default-src 'none'" in page
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 9
 
 
 def test_report_has_every_figure_table_and_warning(written: Path) -> None:
     pictures = {"curves", "gain", "hours", "map_digits_imbalanced", "penalty", "query_classes", "query_overlap"}
+    pictures |= {"signals_digits_imbalanced", "losses_digits_imbalanced"}
     for ending in ("png", "pdf"):
         assert {p.stem for p in written.glob(f"*.{ending}")} == pictures
         assert all(p.stat().st_size > 5000 for p in written.glob(f"*.{ending}"))
-    names = {"rounds", "area", "labels", "saved", "start", "classes", "cost"}
+    names = {"rounds", "area", "labels", "saved", "start", "classes", "signals", "cost"}
     stems = {f"{name}_digits_imbalanced" for name in names} | {"penalty", "penalty_holm"}
     for ending in ("csv", "md", "tex"):
         assert {p.stem for p in (written / "tables").glob(f"*.{ending}")} == stems
