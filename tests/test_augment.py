@@ -119,3 +119,21 @@ def test_augmenting_leaves_the_pool_as_it_was() -> None:
     plain_augmentation().evaluate(loader.load(np.arange(10)).images)
     assert np.array_equal(images, before)
     assert np.array_equal(loader.load(np.arange(10)).images.numpy(), before)
+
+
+# ------------------------------------------------------------------------- maps of classes
+
+
+@pytest.mark.parametrize("changes", [{}, {"flip": True}, {"flip": True, "pad_crop": 2}, {"flip": True, "crop": 5}])
+def test_maps_move_as_their_images_and_padding_is_ignored(changes: dict[str, Any]) -> None:
+    augmentation = plain_augmentation(**changes)
+    images = made_up_images(64, 1, 8, seed=3) // 2 + 1  # from 1 to 128: neither padding nor ignored
+    maps = torch.from_numpy(images[:, 0])
+    for key in ((0, "task", 4), (1, "task", 5)):
+        moved = (augmentation.train(torch.from_numpy(images), key)[:, 0] * 255).round().to(torch.uint8)
+        expected = torch.where(moved == 0, 255, moved)
+        assert torch.equal(augmentation.train_maps(maps, key), expected)
+        part = augmentation.train_maps(maps[16:32], key, 64, 16)  # a process's share moves as in the whole batch
+        assert torch.equal(part, expected[16:32])
+    assert torch.equal(augmentation.centre(maps), (augmentation.evaluate(torch.from_numpy(images))[:, 0] * 255).round())
+    assert ("pad_crop" in changes) == bool((expected == 255).any())
