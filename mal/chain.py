@@ -151,7 +151,7 @@ def _prepare(chain: Path, config: Chain, interrupt: Interrupt) -> Any:
     from mal.round import Rounds
 
     device = prepare_device(config, interrupt.world)
-    dataset = load(config.dataset, Path(config.data), config.seed)
+    dataset = load(config.dataset, Path(config.data), config.seed, config.loader)
     interrupt.world.same("The kind of device and the data", f"{device.torch}, pool {dataset.digest[:12]}")
     return Rounds(chain, config, dataset, device, interrupt)
 

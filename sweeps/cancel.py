@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mal import results
+from mal.options import parse_options
 from mal.registry import nearest
 from slurm.client import SlurmError, call, slurm_answers
 from slurm.squeue import ChainName, Job, chains_of, read_queue, runs_hash
-from sweeps.options import parse_options
 from sweeps.survey import survey
 
 AT_ONCE = 500  # job ids in one scancel

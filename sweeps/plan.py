@@ -137,7 +137,7 @@ def _check_data(plans: list[ChainPlan]) -> None:
         if not plan.to_run or key in seen:
             continue
         seen.add(key)
-        pool = len(load(config.dataset, Path(config.data), config.seed).pool)
+        pool = len(load(config.dataset, Path(config.data), config.seed, config.loader).pool)
         needed = config.initial + (config.rounds - 1) * config.budget
         if needed > pool:
             raise ValueError(

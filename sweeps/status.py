@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from mal import results
+from mal.options import parse_boolean, parse_options
 from mal.registry import nearest
 from slurm.client import SlurmError, slurm_answers
 from slurm.squeue import Job, read_queue
-from sweeps.options import parse_boolean, parse_options
 from sweeps.survey import ChainView, survey
 
 WIDTH = 100

@@ -12,7 +12,7 @@ PACKAGES = ("mal", "sweeps", "slurm", "analysis")
 # A module may import those above its own line, and those of its own line.
 LAYERS = [
     {"mal", "mal.registry", "mal.rng", "mal.results", "mal.acquisition", "mal.distributed"},
-    {"mal.memory", "mal.optimizers", "mal.folders"},
+    {"mal.memory", "mal.optimizers", "mal.folders", "mal.options"},
     {"mal.method_keys", "mal.task_keys", "mal.signals", "mal.provenance", "mal.models.batch_norm", "mal.worker"},
     {"mal.config"},
     {"mal.tuning"},

@@ -225,6 +225,9 @@ def test_a_method_key_reaches_those_that_have_it():
 @pytest.mark.parametrize(
     ("name", "dataset", "backbone", "seeds", "methods"),
     [
+        ("figure3_imagenet", "imagenet", "resnet18", 3, "mal vaal coreset entropy bald random"),
+        ("figure3_inaturalist2018", "inaturalist2018", "resnet18", 5, "mal vaal coreset entropy bald random"),
+        ("figure4", "bdd100k", "drn_d_22", 5, "mal vaal entropy random"),
         ("figure3_cifar100", "cifar100", "resnet18", 5, "mal vaal coreset entropy bald random"),
         ("figure3_cifar100_imbalanced", "cifar100_imbalanced", "resnet18", 10, "mal vaal coreset entropy bald random"),
         ("figure5", "cifar100", "resnet18", 5, f"mal {' '.join(ABLATIONS)} random"),

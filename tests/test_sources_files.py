@@ -60,10 +60,11 @@ def names(split: Files) -> list[str]:
     [
         ("imagenet", (1_281_167, 50_000, 1000), (64_058, 4), 3, (256, 224, "square")),
         ("inaturalist2018", (437_513, 24_426, 8142), (43_751, 4), 5, (256, 224, "square")),
+        ("bdd100k", (7000, 1000, 19), (350, 4), 5, (224, None, "stretch")),
     ],
 )
 def test_the_papers_protocol(
-    name: str, images: tuple[int, ...], labels: tuple[int, int], seeds: int, crop: tuple[int, int, str]
+    name: str, images: tuple[int, ...], labels: tuple[int, int], seeds: int, crop: tuple[int, int | None, str]
 ) -> None:
     sweep = compose_sweep([f"dataset={name}", "methods=[mal]"])
     one = sweep.chains[0]

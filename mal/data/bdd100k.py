@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mal.config import Dataset as Spec
-from mal.data.sources import SOURCES, Split, files_of
+from mal.data.sources import SOURCES, files_of
 from mal.data.splits import Files, MapFiles, Store
 from mal.folders import list_images, some
 
@@ -18,7 +18,7 @@ IMAGES, MAPS = "images/10k", "labels/sem_seg/masks"
 
 
 @SOURCES.register("bdd100k")
-def read_bdd100k(spec: Spec, data: Path) -> tuple[Split, Split]:
+def read_bdd100k(spec: Spec, data: Path) -> tuple[Files, Files]:
     """Images with their maps, by name; the paper's test images are the 1,000 of `val`, the only others with maps."""
     root = files_of(spec, data, "bdd100k")
     return _pairs(spec, root, "train"), _pairs(spec, root, "val")

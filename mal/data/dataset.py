@@ -9,8 +9,9 @@ import numpy as np
 
 from mal.config import Dataset as Spec
 from mal.data import bdd100k, folder, imagenet, inaturalist2018, scenes  # noqa: F401  registers them
+from mal.data.prepared import open_prepared
 from mal.data.sources import SOURCES, Split, check_split, stratified
-from mal.data.splits import Labels, hash_arrays
+from mal.data.splits import Labels, Readable, hash_arrays
 from mal.pool import Oracle
 from mal.rng import generator
 
@@ -32,17 +33,25 @@ class Dataset:
     data: Path
 
 
-def load(spec: Spec, data: Path, seed: int) -> Dataset:
+def load(spec: Spec, data: Path, seed: int, loader: str = "memory") -> Dataset:
     """Read, check and cut down the dataset of one chain.
 
-    seed: draws the class ratios of an imbalanced variant (each run has its own, Section 4.1), nothing else.
+    seed: draws the class ratios of an imbalanced variant (each run has its own, Section 4.1), nothing else; loader:
+    `ffcv` opens the prepared copy, the others the source itself.
     """
-    train, test = SOURCES[spec.source](spec, data)
+    train: Split
+    test: Split
+    train, test = open_prepared(spec, data) if loader == "ffcv" else read_source(spec, data)
     check_split(spec.name, "training", train, spec, spec.train)
     check_split(spec.name, "test", test, spec, spec.test)
     pool = choose_pool(spec, train.labels, seed)
     digest = hash_arrays((pool, *train.identity()))
     return Dataset(spec, train, pool, Oracle(train.labels), test, digest, data)
+
+
+def read_source(spec: Spec, data: Path) -> tuple[Readable, Readable]:
+    """The training and the test set as the source's files give them, not yet checked against the specification."""
+    return SOURCES[spec.source](spec, data)
 
 
 def choose_pool(spec: Spec, labels: Labels, seed: int) -> np.ndarray:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from mal.config import Dataset as Spec
-from mal.data.sources import SOURCES, Split
+from mal.data.sources import SOURCES
 from mal.data.splits import Files, Store
 from mal.folders import in_order, list_classes, some
 
 
 @SOURCES.register("folder")
-def read_folder(spec: Spec, data: Path) -> tuple[Split, Split]:
+def read_folder(spec: Spec, data: Path) -> tuple[Files, Files]:
     """The images below dataset.train_images and dataset.test_images; classes are the folders' names, sorted."""
     assert spec.train_images is not None
     assert spec.test_images is not None
@@ -22,7 +22,7 @@ def read_folder(spec: Spec, data: Path) -> tuple[Split, Split]:
     )
 
 
-def tree_splits(spec: Spec, train: Path, test: Path, key: str, test_key: str | None = None) -> tuple[Split, Split]:
+def tree_splits(spec: Spec, train: Path, test: Path, key: str, test_key: str | None = None) -> tuple[Files, Files]:
     """Two trees of one folder a class, with the same classes; key, test_key: what to set where one is wrong."""
     trees = [list_classes(train, key), list_classes(test, test_key or key)]
     if odd := set(trees[0]) ^ set(trees[1]):

@@ -22,7 +22,7 @@ from mal.config import Dataset as Spec
 from mal.data.computed import Arrays as Computed
 from mal.data.computed import computed
 from mal.data.folder import tree_splits
-from mal.data.sources import SOURCES, Split, files_of
+from mal.data.sources import SOURCES, files_of
 from mal.data.splits import Files, Store
 from mal.folders import in_order, some
 
@@ -32,7 +32,7 @@ TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
 
 
 @SOURCES.register("imagenet")
-def read_imagenet(spec: Spec, data: Path) -> tuple[Split, Split]:
+def read_imagenet(spec: Spec, data: Path) -> tuple[Files, Files]:
     """The training and the validation images; from the tree where there is one, else from the archives."""
     root = files_of(spec, data, "imagenet")
     if (root / "train").is_dir():
@@ -49,7 +49,7 @@ def read_imagenet(spec: Spec, data: Path) -> tuple[Split, Split]:
 # ------------------------------------------------------------------------- the archives
 
 
-def _from_archives(spec: Spec, root: Path, data: Path) -> tuple[Split, Split]:
+def _from_archives(spec: Spec, root: Path, data: Path) -> tuple[Files, Files]:
     ids, truth = _devkit(root / DEVKIT)
     train, val = (_indexed(root / name, data, "imagenet-" + part) for name, part in ((TRAIN, "train"), (VAL, "val")))
     found = [bytes(name).decode().partition("/")[0] for name in train["names"]]

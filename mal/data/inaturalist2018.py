@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from mal.config import Dataset as Spec
-from mal.data.sources import SOURCES, Split, files_of
+from mal.data.sources import SOURCES, files_of
 from mal.data.splits import Files, Store
 from mal.folders import file_sizes, in_order, some
 
 
 @SOURCES.register("inaturalist2018")
-def read_inaturalist2018(spec: Spec, data: Path) -> tuple[Split, Split]:
+def read_inaturalist2018(spec: Spec, data: Path) -> tuple[Files, Files]:
     """The images of train2018.json and of val2018.json, sorted by path; classes in the order of their category ids."""
     root = files_of(spec, data, "inaturalist2018")
     train, train_ids = _annotated(root / "train2018.json")

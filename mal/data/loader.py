@@ -12,13 +12,12 @@ import contextlib
 import os
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mal.data.sources import Split
 from mal.data.splits import IGNORED, in_memory
 from mal.rng import generator
 
@@ -138,7 +137,7 @@ class MemoryLoader(Loader):
         super().__init__(MemoryReader(images, device), labels, device)
 
 
-def build_loader(kind: str, split: Split, labels: Labels, device: torch.device, workers: int = 1) -> Loader:
+def build_loader(kind: str, split: Any, labels: Labels, device: torch.device, workers: int = 1) -> Loader:
     """The loader that the key `loader` names, of the images of a split; labels: those that may be seen.
 
     workers: processes or threads that read ahead. Raises ValueError where `kind` does not go with what the split is.

@@ -13,6 +13,7 @@ import numpy as np
 
 from mal.data.computed import computed
 from mal.data.dataset import Dataset
+from mal.data.prepared import Prepared
 from mal.data.splits import Arrays, Files
 
 SAY_SECONDS = 30
@@ -34,6 +35,8 @@ def pixel_statistics(dataset: Dataset, check: Callable[[], None] = lambda: None)
     """
     train, pool = dataset.train, dataset.pool
     pixels = train.shape[1] * train.shape[2] * len(pool)
+    if isinstance(train, Prepared):
+        return statistics(train.moments[pool].sum(axis=0), pixels)
     if isinstance(train, Arrays):
         return statistics(array_moments(train.images[pool]), pixels)
     name = f"{dataset.spec.name}-moments-{dataset.digest[:12]}"

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mal.config import Dataset as Spec
-from mal.data.sources import SOURCES, Source, Split, read_digits, read_fashion_mnist
+from mal.data.sources import SOURCES, Source, read_digits, read_fashion_mnist
 from mal.data.splits import Arrays
 from mal.rng import generator
 
@@ -38,18 +38,18 @@ class Look:
 
 
 @SOURCES.register("digit_scenes")
-def read_digit_scenes(spec: Spec, data: Path) -> tuple[Split, Split]:
+def read_digit_scenes(spec: Spec, data: Path) -> tuple[Arrays, Arrays]:
     """Scenes of scikit-learn's digits, whose own split into training and test images they keep."""
     return _read(read_digits, replace(spec, test=450), spec, data, Look(sides=(18, 32), opacity=1.6))
 
 
 @SOURCES.register("fashion_scenes")
-def read_fashion_scenes(spec: Spec, data: Path) -> tuple[Split, Split]:
+def read_fashion_scenes(spec: Spec, data: Path) -> tuple[Arrays, Arrays]:
     """Scenes of Fashion-MNIST's garments; its files are looked for as fashion_mnist's."""
     return _read(read_fashion_mnist, spec, spec, data, Look(sides=(20, 40), opacity=5.0))
 
 
-def _read(read: Source, of_objects: Spec, spec: Spec, data: Path, look: Look) -> tuple[Split, Split]:
+def _read(read: Source, of_objects: Spec, spec: Spec, data: Path, look: Look) -> tuple[Arrays, Arrays]:
     train, test = read(of_objects, data)
     assert isinstance(train, Arrays)
     assert isinstance(test, Arrays)

@@ -15,20 +15,21 @@ from pathlib import Path
 import numpy as np
 
 from mal.config import Dataset as Spec
-from mal.data.splits import Arrays, Files
+from mal.data.prepared import Prepared
+from mal.data.splits import Arrays, Readable
 from mal.registry import Registry
 from mal.rng import generator
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-Split = Arrays | Files
-Source = Callable[[Spec, Path], tuple[Split, Split]]
+Split = Readable | Prepared
+Source = Callable[[Spec, Path], tuple[Readable, Readable]]
 SOURCES: Registry[Source] = Registry("dataset source")
 
 
 @SOURCES.register("digits")
-def read_digits(spec: Spec, data: Path) -> tuple[Split, Split]:
+def read_digits(spec: Spec, data: Path) -> tuple[Arrays, Arrays]:
     """scikit-learn's digits with a fixed split: of each class the same share is test, drawn once for all seeds."""
     table = _packaged_digits()
     images = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[:, None]
@@ -48,7 +49,7 @@ def _packaged_digits() -> np.ndarray:
 
 
 @SOURCES.register("fashion_mnist")
-def read_fashion_mnist(spec: Spec, data: Path) -> tuple[Split, Split]:
+def read_fashion_mnist(spec: Spec, data: Path) -> tuple[Arrays, Arrays]:
     """Fashion-MNIST's idx files, plain or gzipped, in DATA/fashion-mnist or where Debian's package puts them."""
     places = [Path(spec.root)] if spec.root else [data / "fashion-mnist", DEBIAN_FASHION_MNIST]
     folder = next((p for p in places if any(p.glob("train-images-idx3-ubyte*"))), None)
@@ -66,7 +67,7 @@ def read_fashion_mnist(spec: Spec, data: Path) -> tuple[Split, Split]:
 
 
 @SOURCES.register("cifar100")
-def read_cifar100(spec: Spec, data: Path) -> tuple[Split, Split]:
+def read_cifar100(spec: Spec, data: Path) -> tuple[Arrays, Arrays]:
     """CIFAR100's python version, DATA/cifar-100-python/{train,test} as torchvision unpacks it; no code of it is run."""
     folder = files_of(spec, data, "cifar-100-python")
     return _read_cifar100(folder / "train"), _read_cifar100(folder / "test")

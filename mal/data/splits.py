@@ -167,7 +167,10 @@ class Files:
         return self.store.names, self.store.sizes, self.labels, how
 
 
-def in_memory(split: Arrays | Files) -> Arrays:
+Readable = Arrays | Files
+
+
+def in_memory(split: Readable) -> Arrays:
     """The whole split decoded."""
     if isinstance(split, Arrays):
         return split

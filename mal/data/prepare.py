@@ -1,0 +1,389 @@
+"""Prepare a dataset for FFCV: its images as .beton files, with labels, pixel sums and hashes, all checked.
+
+    python -m mal.data.prepare dataset=imagenet source=/shared/imagenet data=/shared/data
+    python -m mal.data.prepare dataset=imagenet mode=jpg quality=90 verify=true
+
+    dataset=NAME        one of mal/conf/dataset; dataset.KEY=VALUE changes its keys, as in sweeps/launch.py
+    source=DIR          folder of the dataset's files (default: where the dataset looks in data=)
+    data=DIR            the copy goes to DIR/prepared/NAME-MODE (default: data)
+    mode=raw            raw: pixels | jpg: JPEG of the resized image | mixed: a share of the images as JPEG
+    quality=90          of the JPEGs, 1 to 100
+    share=0.5           of the images that mode=mixed compresses
+    workers=N           processes (default: the cores that this one may use)
+    verify=true         read everything back and compare it with the source; also of a copy that is there already
+    skip_corrupt=true   leave images out that cannot be read, instead of writing nothing
+    replace=true        write a copy anew that is there already
+
+Nothing is seen under its name before it is whole: stopped or killed, it leaves what was there before. Exit status: 0
+done, or nothing to do; 1 failed; 2 refused before anything was written; 130 stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mal import __version__, results
+from mal.compose import compose_sweep
+from mal.config import Dataset as Spec
+from mal.config import choices
+from mal.data.beton import (
+    Compression,
+    check_beton,
+    encode_jpeg,
+    map_shape,
+    page_size,
+    require_ffcv,
+    stored,
+    sync,
+    write_beton,
+)
+from mal.data.dataset import read_source
+from mal.data.prepared import (
+    FORMAT,
+    MANIFEST,
+    MODES,
+    PARTS,
+    check_files,
+    class_counts,
+    content_hash,
+    hash_file,
+    prepared_folder,
+    read_manifest,
+    remember_checked,
+)
+from mal.data.sources import check_split
+from mal.data.splits import Files, Readable, hash_arrays
+from mal.data.spread import WorkersDied
+from mal.folders import some
+from mal.options import parse_boolean, parse_options
+from mal.progress import now
+from mal.registry import nearest
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 130
+DEFAULTS = {
+    "dataset": "",
+    "source": "",
+    "data": "data",
+    "mode": "raw",
+    "quality": "90",
+    "share": "0.5",
+    "workers": "0",
+    "verify": "false",
+    "skip_corrupt": "false",
+    "replace": "false",
+}
+SAMPLE = 32  # images encoded to estimate the size of the JPEGs
+SPARE = 64 * 2**20  # bytes that must stay free
+SAY_SECONDS = 30  # between two lines where the output is no terminal
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for."""
+
+    spec: Spec
+    data: Path
+    compression: Compression
+    workers: int
+    verify: bool
+    skip_corrupt: bool
+    replace: bool
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    if {"-h", "--help", "help"} & set(arguments):
+        print((__doc__ or "").strip())
+        return EXIT_DONE
+    try:
+        order = read_order(arguments)
+        require_ffcv()
+        return prepare(order)
+    except ValueError as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except (OSError, WorkersDied) as error:
+        print(f"prepare: {error}; nothing was written.", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("prepare: stopped; nothing was written.", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+def read_order(arguments: Sequence[str]) -> Order:
+    """The order that the arguments give; ValueError naming the key that is wrong."""
+    of_dataset = [argument for argument in arguments if argument.startswith("dataset.")]
+    options = parse_options([argument for argument in arguments if argument not in of_dataset], DEFAULTS)
+    if not options["dataset"]:
+        raise ValueError(f"dataset= is not given. Known: {', '.join(choices('dataset'))}.")
+    if options["mode"] not in MODES:
+        hint = nearest(options["mode"], MODES) or "."
+        raise ValueError(f"mode={options['mode']} is unknown{hint} Allowed: {', '.join(MODES)}.")
+    if options["source"]:
+        of_dataset.append(f"dataset.root={options['source']}")
+    fixed = ["methods=[random]", "seeds=1", "rounds=1", "initial=1", "budget=1"]
+    spec = compose_sweep([f"dataset={options['dataset']}", *of_dataset, *fixed]).chains[0].dataset
+    if spec.train_images and options["source"]:
+        raise ValueError("source= is for one folder: this dataset has dataset.train_images and dataset.test_images.")
+    compression = Compression(
+        options["mode"], int(_number(options, "quality", 1, 100, whole=True)), _number(options, "share", 0, 1)
+    )
+    if spec.channels != 3 and compression.mode != "raw":
+        raise ValueError(f"mode={compression.mode}: images of {spec.name} are grey, which FFCV stores raw only.")
+    workers = int(_number(options, "workers", 0, 4096, whole=True)) or len(os.sched_getaffinity(0))
+    switches = {key: parse_boolean(key, options[key]) for key in ("verify", "skip_corrupt", "replace")}
+    return Order(spec, Path(options["data"]), compression, workers, **switches)
+
+
+def prepare(order: Order) -> int:
+    """Write the copy, unless it is there already; returns the exit status.
+
+    Raises ValueError where it is refused, OSError and `WorkersDied` where writing fails.
+    """
+    splits = dict(zip(PARTS, read_source(order.spec, order.data), strict=True))
+    for part, split in splits.items():
+        expected = order.spec.train if part == "train" else order.spec.test
+        check_split(order.spec.name, "training" if part == "train" else part, split, order.spec, expected)
+    folder = prepared_folder(order.spec, order.data, order.compression.mode)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            return _prepare(order, splits, folder)
+    except Timeout:
+        raise ValueError(f"{folder} is being prepared by another process.") from None
+
+
+def _prepare(order: Order, splits: dict[str, Readable], folder: Path) -> int:
+    manifest = None if order.replace else read_manifest(folder)
+    if manifest is None:
+        check_space(order, splits, folder.parent)
+        manifest = _write(order, splits, folder)
+        print(f"{folder}: {_counts(manifest)}, {_gigabytes(_size(manifest))}")
+    else:
+        _refuse_other(order, splits, folder, manifest)
+        check_files(folder, manifest)
+        print(f"{folder} is there already: {_counts(manifest)}")
+    if order.verify:
+        _verify(order, splits, folder, manifest)
+    return EXIT_DONE
+
+
+def check_space(order: Order, splits: dict[str, Readable], folder: Path) -> None:
+    """Refuse to begin where the disk is too small for the files, with a ValueError that says both sizes."""
+    needed = sum(_estimate(order, split) for split in splits.values())
+    free = shutil.disk_usage(folder).free
+    print(f"about {_gigabytes(needed)} will be written to {folder}, {_gigabytes(free)} are free", flush=True)
+    if needed + SPARE > free:
+        raise ValueError(
+            f"{folder} has {_gigabytes(free)} free, but about {_gigabytes(needed)} are needed: choose another data=, "
+            "or mode=jpg."
+        )
+
+
+def _estimate(order: Order, split: Readable) -> int:
+    """Bytes of a part, about."""
+    compression, raw = order.compression, int(np.prod(split.shape))
+    share = {"raw": 0.0, "jpg": 1.0, "mixed": compression.share}[compression.mode]
+    if share:
+        sample = np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(int))
+        sizes = [len(encode_jpeg(stored(image), compression.quality)) for image in _readable(split, sample)]
+        raw = int((1 - share) * raw + share * 1.1 * np.mean(sizes)) if sizes else raw
+    labels = 2 * int(np.prod(map_shape(split) or 8))  # maps are kept beside the file too
+    return int(len(split) * (1.03 * raw + labels + 100)) + order.workers * page_size(raw)
+
+
+def _readable(split: Readable, indices: np.ndarray) -> list[np.ndarray]:
+    images = []
+    for index in indices:
+        try:
+            images.append(split.read(int(index)))
+        except ValueError:
+            continue  # named with all others when they are written
+    return images
+
+
+def _write(order: Order, splits: dict[str, Readable], folder: Path) -> dict[str, Any]:
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    temporary.mkdir()
+    try:
+        _write_parts(order, splits, temporary)
+        manifest = _manifest(order, splits, temporary)
+        results.write_json(temporary / MANIFEST, manifest)
+        sync(temporary)
+        if folder.is_dir():
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)
+        remember_checked(folder, manifest)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _write_parts(order: Order, splits: dict[str, Readable], folder: Path) -> None:
+    """All parts; without the images that cannot be read, where that is asked for. Changes `splits` to what it wrote."""
+    wrong: dict[str, dict[int, str]] = {}
+    for part, split in splits.items():
+        with Said(part, len(split)) as said:
+            wrong[part] = write_beton(folder, part, split, order.compression, order.workers, said)
+    messages = [message for part in wrong.values() for _, message in sorted(part.items())]
+    if not messages:
+        return
+    print("\n".join(messages), file=sys.stderr)
+    if not order.skip_corrupt:
+        raise ValueError(
+            f"{len(messages)} images, listed above, cannot be read: nothing was written. Fetch them again, or leave "
+            "them out by skip_corrupt=true."
+        )
+    for part, failed in wrong.items():
+        split = splits[part]
+        if failed:
+            assert isinstance(split, Files)
+            splits[part] = split = split.without(np.array(sorted(failed)))
+            with Said(f"{part}, without {len(failed)}", len(split)) as said:
+                if again := write_beton(folder, part, split, order.compression, order.workers, said):
+                    raise ValueError(f"the files are changing: {some(again.values())}")
+
+
+def _manifest(order: Order, splits: dict[str, Readable], folder: Path) -> dict[str, Any]:
+    spec, compression = order.spec, order.compression
+    return {
+        "format": FORMAT,
+        "dataset": spec.prepared_as or spec.source,
+        "shape": [spec.channels, spec.size, spec.size],
+        "resize": spec.resize,
+        "classes": spec.classes,
+        "mode": compression.mode,
+        "quality": compression.quality if compression.mode != "raw" else None,
+        "share": compression.share if compression.mode == "mixed" else None,
+        "parts": {part: _part(folder, part, split, spec.classes) for part, split in splits.items()},
+        "hash": "SHA-256 of the SHA-256 of blocks of 64 MiB",
+        "versions": {"mal": __version__, **{name: version(name) for name in ("ffcv", "numpy", "pillow")}},
+        "written": now(),
+    }
+
+
+def _part(folder: Path, part: str, split: Readable, classes: int) -> dict[str, Any]:
+    paths = [folder / f"{part}.beton", *(folder / f"{part}_{name}.npy" for name in ("labels", "moments", "pixels"))]
+    return {
+        "count": len(split),
+        "class_counts": class_counts(np.load(folder / f"{part}_labels.npy", mmap_mode="r"), classes),
+        "source": hash_arrays(split.identity()),
+        "content": content_hash(np.load(folder / f"{part}_pixels.npy")),
+        "left_out": list(split.left_out) if isinstance(split, Files) else [],
+        "files": {path.name: {"bytes": path.stat().st_size, "hash": hash_file(path)} for path in paths},
+    }
+
+
+def _refuse_other(order: Order, splits: dict[str, Readable], folder: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a copy that was made otherwise or of other files. Changes `splits` to those that it was made of."""
+    compression = order.compression
+    made = {"quality": compression.quality if compression.mode != "raw" else None}
+    made["share"] = compression.share if compression.mode == "mixed" else None  # type: ignore[assignment]
+    made["shape"] = [order.spec.channels, order.spec.size, order.spec.size]  # type: ignore[assignment]
+    for key, value in made.items():
+        if manifest[key] != value:
+            raise ValueError(
+                f"{folder} was prepared with {key}={manifest[key]}, not {value}: replace=true makes it anew."
+            )
+    for part, split in splits.items():
+        entry = manifest["parts"][part]
+        if entry["left_out"] and isinstance(split, Files):
+            left_out = set(entry["left_out"])
+            gone = [index for index in range(len(split)) if split.store.name(index) in left_out]
+            splits[part] = split = split.without(np.array(gone, dtype=np.int64))
+        if hash_arrays(split.identity()) != entry["source"]:
+            raise ValueError(
+                f"{folder}/{part}.beton was prepared from other files than those that are there now ({entry['count']} "
+                f"images then, {len(split)} now): replace=true makes it anew."
+            )
+
+
+def _verify(order: Order, splits: dict[str, Readable], folder: Path, manifest: dict[str, Any]) -> None:
+    check_files(folder, manifest, anew=True)
+    for part, split in splits.items():
+        with Said(f"verify {part}", len(split)) as said:
+            wrong = check_beton(folder, part, split, order.compression, order.workers, said)
+        if wrong:
+            raise ValueError(f"{folder}: {len(wrong)} samples are not what they should be: {some(wrong.values())}")
+    print(f"{folder}: verified, every hash, image, label and index")
+
+
+class Said:
+    """Progress with its rate and the time left: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total = what, total
+        self.console = Console(highlight=False)
+        self.began = self.last = time.monotonic()
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> Said:
+        if self.console.is_terminal:
+            rate = TextColumn("{task.fields[rate]:.0f} images/s")
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task(self.what, total=self.total, rate=0.0)
+            self.bar.start()
+        return self
+
+    def __call__(self, done: int) -> None:
+        """So many are done."""
+        seconds = time.monotonic() - self.began
+        rate = done / max(seconds, 1e-9)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, rate=rate)
+        elif time.monotonic() - self.last > SAY_SECONDS or (done == self.total and self.last > self.began):
+            self.last = time.monotonic()
+            left = timedelta(seconds=round((self.total - done) / max(rate, 1e-9)))
+            print(f"{self.what}: {done:,} of {self.total:,} images, {rate:.0f} images/s, {left} left", flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _counts(manifest: dict[str, Any]) -> str:
+    left_out = sum(len(entry["left_out"]) for entry in manifest["parts"].values())
+    counts = " + ".join(f"{entry['count']:,}" for entry in manifest["parts"].values())
+    return f"{counts} images{f', {left_out} left out' if left_out else ''}"
+
+
+def _size(manifest: dict[str, Any]) -> int:
+    return sum(file["bytes"] for entry in manifest["parts"].values() for file in entry["files"].values())
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _number(options: dict[str, str], key: str, low: float, high: float, whole: bool = False) -> float:
+    try:
+        value = float(options[key])
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high or (whole and value != int(value)):
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"{key}={options[key]} must be a {kind} from {low:g} to {high:g}.")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
