@@ -239,7 +239,8 @@ def test_presets_are_the_papers_experiments(name, dataset, backbone, seeds, meth
     sweep = compose_sweep([f"experiment={name}"])
     assert (sweep.name, sweep.methods, len(sweep.seeds)) == (name, methods.split(), seeds)
     assert {(chain.dataset.name, chain.backbone["name"]) for chain in sweep.chains} == {(dataset, backbone)}
-    assert {(chain.initial, chain.budget) for chain in sweep.chains} == {(1000, 1000)}
+    labels = {"imagenet": 64_058, "inaturalist2018": 43_751, "bdd100k": 350}.get(dataset, 1000)
+    assert {(chain.initial, chain.budget) for chain in sweep.chains} == {(labels, labels)}
 
 
 def test_the_preset_of_all_methods_leaves_none_out():
