@@ -506,7 +506,7 @@ def _cluster(shape: ClusterShape) -> Iterator[LocalSlurm]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; exit status 1 where a chain differs, lost a round or needed a person, or a fault hit nothing."""
+    """The command line; exit status 1 where a chain differs, lost a round, needed a person or was never hit."""
     options = dict(argument.partition("=")[::2] for argument in arguments)
     if unknown := set(options) - {"repeats", "seed", "only", "out"}:
         print(
