@@ -28,8 +28,8 @@ def scan_against_bare(name: str, precision: str, threads: int, repeats: int, clo
     """Logits of every image, by the scanner and by the loop."""
     config, device = configured(name, precision, threads)
     images = noise(IMAGES[name], config.dataset.channels, SETTINGS[name][2])
-    everything = np.arange(len(images))
-    augmentation = build_augmentation(config.dataset, images, everything, device.torch)
+    everything, half = np.arange(len(images)), np.full(config.dataset.channels, 0.5)
+    augmentation = build_augmentation(config.dataset, half, half, device.torch)
     loader = MemoryLoader(images, np.zeros(len(images), np.int64), device.torch)
     model, tensors = task_model(config, device), torch.from_numpy(images).to(device.torch)
 

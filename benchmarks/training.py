@@ -93,12 +93,13 @@ class Clocked:
 
 
 def trainer_in(folder: Path, config: Chain, device: Device, images: np.ndarray, labels: np.ndarray) -> Trainer:
+    half = np.full(config.dataset.channels, 0.5)
     return Trainer(
         folder=folder,
         identity="benchmark",
         key=(0, 0),
         loader=MemoryLoader(images, labels, device.torch),
-        augmentation=build_augmentation(config.dataset, images, np.arange(len(images)), device.torch),
+        augmentation=build_augmentation(config.dataset, half, half, device.torch),
         device=device,
         progress=Progress(folder, 0, Interrupt()),
         checkpoint_seconds=60 * config.checkpoint_minutes,

@@ -1,4 +1,4 @@
-"""Memory of this process: freed blocks kept for the next step, peaks on the host and on the device."""
+"""Memory of this process: freed blocks kept for the next step; what is resident; peaks on the host and the device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import resource
 import sys
 
+import psutil
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -29,6 +30,11 @@ def keep_freed_memory() -> bool:
 def peak_host_mib() -> int:
     """The most memory that this process has had resident so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def resident_mib() -> int:
+    """What this process has resident now, in MiB."""
+    return psutil.Process().memory_info().rss // 2**20
 
 
 def peak_device_mib(device: torch.device) -> int | None:

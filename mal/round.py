@@ -11,6 +11,7 @@ commit
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import platform
@@ -31,6 +32,7 @@ from mal.data.loader import build_loader, count_workers, visible_labels
 from mal.data.moments import pixel_statistics
 from mal.data.splits import IGNORED
 from mal.device import Device
+from mal.footprint import footprint
 from mal.interrupt import Interrupt
 from mal.maps import evaluate_maps
 from mal.memory import peak_device_mib, peak_host_mib
@@ -43,6 +45,8 @@ from mal.samples import samples
 from mal.scan import Scanner, batch_of
 from mal.task import Evaluation, evaluate, train_task_model
 from mal.training import Trainer
+
+log = logging.getLogger(__name__)
 
 
 class Rounds:
@@ -60,6 +64,8 @@ class Rounds:
         self.images = build_loader(config.loader, dataset.train, nothing, device.torch, workers)
         self.test_labels = dataset.test.labels[np.arange(len(dataset.test))]
         self.test = build_loader(config.loader, dataset.test, self.test_labels, device.torch, workers)
+        self.footprint = footprint(config, device.torch.type == "cuda")
+        log.info("memory of a round: %s", self.footprint)
 
     def run(self, number: int) -> None:
         """Round `number`, from its last checkpoint where there is one, up to its commit.
@@ -235,6 +241,8 @@ class Rounds:
             "threads": torch.get_num_threads(),
             "world_size": self.device.world.size,
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "expected_host_mib": self.footprint.host,
+            "expected_device_mib": self.footprint.device if self.footprint.cuda else None,
             "peak_host_mib": peak_host_mib(),
             "peak_device_mib": peak_device_mib(self.device.torch),
             "started": progress.started,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -17,12 +18,15 @@ from mal.progress import Progress
 BATCH = 512
 OUTPUTS = 2**24  # numbers that a network gives for a batch, of which a score may need several copies in float64
 
+log = logging.getLogger(__name__)
+
 
 class Scanner:
     """Applies a function of normalised images to every given index exactly once, in order."""
 
     def __init__(self, augmentation: Augmentation, device: Device, progress: Progress, batch: int = BATCH) -> None:
         self.augmentation, self.device, self.progress, self.batch = augmentation, device, progress, batch
+        self.part = batch  # images that the device computes at once: all of a batch, as far as its memory goes
 
     def scan(
         self,
@@ -51,8 +55,7 @@ class Scanner:
         with torch.inference_mode(), self.device.autocast(), contextlib.closing(loader.batches(stream)) as batches:
             for batch in batches:
                 labels = (self._cropped(batch.labels),) if with_labels else ()
-                values = function(self.augmentation.evaluate(batch.images), *labels)
-                for name, value in values.items():
+                for name, value in self._values(function, batch.images, *labels).items():
                     block = (value.float() if value.is_floating_point() else value).cpu().numpy()
                     if name not in results:
                         results[name] = np.empty((len(indices), *block.shape[1:]), dtype=block.dtype)
@@ -63,6 +66,25 @@ class Scanner:
         if self._batches(share) < self._batches(world.share(len(indices), rank=0)):
             self.progress.interrupt.check()  # all processes ask each other equally often
         return world.assemble(results, len(indices))
+
+    def _values(self, function: Callable[..., Mapping[str, Tensor]], *inputs: Tensor) -> Mapping[str, Tensor]:
+        """`function` of a batch; halved where the device's memory is too small for it, which is remembered.
+
+        Smaller parts give the same values but for rounding, where a kernel's order of summation depends on the batch.
+        """
+        while True:
+            try:
+                parts = [
+                    function(self.augmentation.evaluate(images), *rest)
+                    for images, *rest in zip(*(tensor.split(self.part) for tensor in inputs), strict=True)
+                ]
+                return parts[0] if len(parts) == 1 else {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
+            except torch.OutOfMemoryError:
+                if self.part == 1:
+                    raise
+                self.part = min(self.part, len(inputs[0])) // 2 or 1
+            log.info("too little memory on the device: scanning %d images at a time from here on", self.part)
+            torch.cuda.empty_cache()
 
     def _cropped(self, labels: Tensor) -> Tensor:
         return self.augmentation.centre(labels) if labels.ndim == 3 else labels

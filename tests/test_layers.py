@@ -20,7 +20,7 @@ LAYERS = [
     {"mal.interrupt", "mal.device", "mal.pool", "mal.checkpoint"},
     {"mal.progress"},
     {"mal.data", "mal.models"},
-    {"mal.training", "mal.scan"},
+    {"mal.training", "mal.scan", "mal.footprint"},
     {"mal.losses"},
     {"mal.task", "mal.minimax"},
     {"mal.maps"},
