@@ -94,7 +94,7 @@ class AveragePool(nn.Module):
         for cell in range(self.size):
             first, last = cell * length // self.size, -(-(cell + 1) * length // self.size)
             weights[cell, first:last] = 1 / (last - first)
-        return weights.to(like.device)
+        return weights.to(like.device, non_blocking=True)
 
 
 @BACKBONES.register("small_cnn")
