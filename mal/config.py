@@ -265,7 +265,7 @@ def _check_method(method: dict[str, Any]) -> None:
 
 def _check_choices(chain: Chain) -> None:
     allowed = {
-        "loader": ("memory", "torch"),
+        "loader": ("memory", "torch", "ffcv"),
         "device": ("auto", "cpu", "cuda"),
         "precision": ("fp32", "bf16"),
         "dataset.task": TASKS,

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,39 @@ def split() -> Arrays:
     return Arrays(made_up_images(COUNT, channels=3), np.arange(COUNT) % 10)
 
 
-@pytest.fixture(params=["memory", "torch"])
-def loader(request: pytest.FixtureRequest) -> Loader:
-    whole = split()
+@dataclass(frozen=True)
+class Stored:
+    """A file of FFCV."""
+
+    beton: Path
+    shape: tuple[int, ...]
+
+
+def stored(path: Path, images: np.ndarray, mode: str = "raw", numbers: Any = None) -> Stored:
+    """Images in a file of FFCV, labels all 0: RGB as pixels or JPEG, grey ones as arrays."""
+    from ffcv.fields import IntField, NDArrayField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    colour = images.shape[1] == 3
+    field = RGBImageField(write_mode=mode) if colour else NDArrayField(np.dtype("uint8"), images.shape[1:])
+    pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if colour else images
+    numbers = range(len(images)) if numbers is None else numbers
+    samples = [(image, 0, number) for image, number in zip(pixels, numbers, strict=True)]
+    writer = DatasetWriter(str(path), {"image": field, "label": IntField(), "index": IntField()}, num_workers=1)
+    writer.from_indexed_dataset(samples)
+    return Stored(path, images.shape[1:])
+
+
+LOADERS = ["memory", "torch", pytest.param("ffcv", marks=pytest.mark.ffcv)]
+
+
+@pytest.fixture(params=LOADERS)
+def loader(request: pytest.FixtureRequest, tmp_path: Path) -> Loader:
+    whole: Any = split()
+    if request.param == "ffcv":
+        labelled = np.arange(0, COUNT, 3)
+        labels = visible_labels(COUNT, labelled, whole.labels[labelled])
+        return build_loader("ffcv", stored(tmp_path / "x.beton", whole.images), labels, CPU.torch, workers=2)
     labelled = np.arange(0, COUNT, 3)
     labels = visible_labels(COUNT, labelled, whole.labels[labelled])
     return build_loader(request.param, whole, labels, CPU.torch, workers=2)
@@ -115,8 +147,6 @@ raise RuntimeError("left with a reference to all of it")
 
 
 def test_an_image_that_cannot_be_read_is_an_error_that_names_it() -> None:
-    from dataclasses import dataclass
-
     @dataclass(frozen=True)
     class Broken(Arrays):
         def read(self, index: int) -> np.ndarray:
@@ -129,6 +159,107 @@ def test_an_image_that_cannot_be_read_is_an_error_that_names_it() -> None:
     with pytest.raises(ValueError, match=r"x/7\.jpg cannot be read"):
         list(loader.batches(in_order(np.arange(COUNT), 5)))
     assert len(list(loader.batches([np.array([1])]))) == 1
+
+
+# ------------------------------------------------------------------------- files of FFCV
+
+
+def smooth_images(count: int, side: int) -> np.ndarray:
+    """uint8 (count, 3, side, side), which JPEG hardly changes."""
+    across = np.linspace(0, 255, side)
+    ramps = np.stack([np.add.outer(across, across) / 2, np.add.outer(across, 255 - across) / 2])
+    return np.stack([np.stack([ramps[0], ramps[1], np.roll(ramps[0], i, axis=0)]) for i in range(count)]).astype(
+        np.uint8
+    )
+
+
+@pytest.mark.ffcv
+@pytest.mark.parametrize(("mode", "channels"), [("raw", 3), ("raw", 1), ("jpg", 3), ("proportion", 3)])
+def test_ffcv_gives_the_pixels_that_were_stored(tmp_path: Path, mode: str, channels: int) -> None:
+    images = smooth_images(12, 40)[:, :channels]
+    loader = build_loader("ffcv", stored(tmp_path / "x.beton", images, mode), np.zeros(12), CPU.torch, workers=2)
+    indices = np.array([11, 0, 5, 5, 3])
+    first = loader.load(indices).images
+    assert first.shape == (5, channels, 40, 40)
+    difference = np.abs(first.numpy().astype(int) - images[indices])
+    assert difference.max() == 0 if mode == "raw" else 0 < difference.mean() < 8
+    # A resumed run decodes the same JPEG to the same pixels, whatever came before it and in whatever thread.
+    again = next(iter(loader.batches([indices])))
+    assert torch.equal(again.images, first)
+    single = torch.cat([loader.load(indices[i : i + 1]).images for i in range(5)])
+    assert torch.equal(single, first)
+
+
+@pytest.mark.ffcv
+def test_a_file_that_is_not_what_it_should_be_is_refused(tmp_path: Path) -> None:
+    images = smooth_images(12, 40)
+
+    def build(file: Stored) -> Loader:
+        return build_loader("ffcv", file, np.zeros(12), CPU.torch, workers=2)
+
+    with pytest.raises(ValueError, match="sample i is not image i"):
+        build(stored(tmp_path / "order.beton", images, numbers=[1, 0, *range(2, 12)]))
+    with pytest.raises(ValueError, match=r"has images of \[\(3, 40, 40\)\], not \(3, 32, 32\)"):
+        build(Stored(stored(tmp_path / "x.beton", images).beton, (3, 32, 32)))
+    whole = (tmp_path / "x.beton").read_bytes()
+    for name, content in (("cut", whole[: len(whole) // 2]), ("empty", b""), ("none", b"x" * 5000)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} (was cut|cannot be read)"):
+            build(Stored(tmp_path / name, (3, 40, 40)))
+
+
+@pytest.mark.ffcv
+def test_a_jpeg_that_cannot_be_decoded_and_an_error_of_the_stream_reach_the_reader(tmp_path: Path) -> None:
+    file = stored(tmp_path / "x.beton", smooth_images(12, 40), "jpg")
+    loader = build_loader("ffcv", file, np.zeros(12), CPU.torch, workers=2)
+    content = bytearray(file.beton.read_bytes())
+    place = [at for at in range(len(content) - 2) if content[at : at + 3] == b"\xff\xd8\xff"][7]
+    content[place : place + 2] = b"\0\0"
+    file.beton.write_bytes(content)
+    loader = build_loader("ffcv", file, np.zeros(12), CPU.torch, workers=2)
+    with pytest.raises(ValueError, match="image 7 cannot be decoded"):
+        list(loader.batches(in_order(np.arange(12), 4)))
+
+    def fails() -> Any:
+        yield np.arange(4)
+        raise OSError("of the stream")
+
+    with pytest.raises(OSError, match="of the stream"):
+        list(loader.batches(fails()))
+    assert len(list(loader.batches(in_order(np.arange(7), 4)))) == 2
+    assert [thread.name for thread in threading.enumerate() if "_read_ahead" in thread.name] == []
+
+
+@pytest.mark.ffcv
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    file = stored(tmp_path / "x.beton", smooth_images(12, 40), "jpg")
+    program = f"""
+import numpy as np, torch
+from pathlib import Path
+from mal.data.loader_ffcv import BetonReader
+threads = torch.get_num_threads()
+reader = BetonReader(Path({str(file.beton)!r}), (3, 40, 40), torch.device("cpu"), 2)
+next(reader.read([np.arange(12)]))
+from mal.data import _decode
+stats = _decode.fill.stats
+print(sum(stats.cache_misses.values()), sum(stats.cache_hits.values()), torch.get_num_threads() - threads)
+"""
+    found = [python("-c", program) for _ in range(2)]
+    assert [each.stderr for each in found] == ["", ""]
+    assert found[1].stdout.split() == ["0", "1", "0"]
+
+
+def test_without_ffcv_the_error_says_what_to_do(tmp_path: Path) -> None:
+    program = """
+import sys, torch
+sys.modules["ffcv"] = None
+from types import SimpleNamespace
+from mal.data.loader import build_loader
+build_loader("ffcv", SimpleNamespace(beton="x", shape=(3, 8, 8)), [], torch.device("cpu"))
+"""
+    ended = python("-c", program)
+    assert "loader=ffcv needs FFCV, which is not installed" in ended.stderr
+    assert "loader=torch" in ended.stderr
 
 
 # ------------------------------------------------------------------------- labels
@@ -180,10 +311,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome(folder)
 
 
-@pytest.mark.parametrize("kind", ["torch"])
+@pytest.mark.parametrize("kind", LOADERS[1:])
 def test_a_chain_is_the_same_by_any_loader_wherever_it_is_interrupted(
-    tmp_path: Path, undisturbed: dict[str, Any], kind: str
+    tmp_path: Path, undisturbed: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def build(kind: str, split: Any, *more: Any) -> Loader:
+        if kind == "ffcv":
+            split = stored(tmp_path / f"{len(split)}.beton", split.images)
+        return build_loader(kind, split, *more)
+
+    monkeypatch.setattr("mal.round.build_loader", build)
     folder = write_chain(tmp_path, chain_config(f"loader={kind}", "workers=1"))
     attempts = 0
     while results.committed_rounds(folder) < 2:

@@ -144,10 +144,14 @@ def build_loader(kind: str, split: Any, labels: Labels, device: torch.device, wo
     """
     if kind == "memory":
         return MemoryLoader(in_memory(split).images, labels, device)
-    assert kind == "torch", kind
-    from mal.data.loader_torch import TorchReader
+    if kind == "torch":
+        from mal.data.loader_torch import TorchReader
 
-    return Loader(TorchReader(split, device, workers), labels, device)
+        return Loader(TorchReader(split, device, workers), labels, device)
+    assert kind == "ffcv", kind
+    from mal.data.loader_ffcv import BetonReader
+
+    return Loader(BetonReader(split.beton, split.shape, device, workers), labels, device)
 
 
 def count_workers(workers: int, threads: int) -> int:
