@@ -135,7 +135,14 @@ class Rounds:
             progress=progress,
             checkpoint_seconds=60 * self.config.checkpoint_minutes,
         )
-        scanner = Scanner(self.augmentation, self.device, progress, batch_of(*self._predictions()))
+        scanner = Scanner(
+            self.augmentation,
+            self.device,
+            progress,
+            batch_of(*self._predictions()),
+            folder=trainer.folder,
+            identity=trainer.identity,
+        )
         remaining = unlabelled(self.dataset.pool, state.labelled)
         return Setting(self.config, number, state.labelled, remaining, loader, trainer, scanner)
 

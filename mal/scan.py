@@ -1,15 +1,25 @@
-"""One pass over images without augmentation or gradients: scoring a pool, evaluating on a test set."""
+"""One pass over images without augmentation or gradients: scoring a pool, evaluating on a test set.
+
+A long pass leaves what it has on disk, block by block beside the training's checkpoints, and one that was interrupted
+goes on behind the last of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
+import time
 from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mal import checkpoint
 from mal.data.augment import Augmentation
 from mal.data.loader import Loader, in_order
 from mal.device import Device
@@ -17,6 +27,8 @@ from mal.progress import Progress
 
 BATCH = 512
 OUTPUTS = 2**24  # numbers that a network gives for a batch, of which a score may need several copies in float64
+SAVE_SECONDS = 60.0  # of scanning between two blocks on disk; a scan that is told to stop leaves a block too
+CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +36,19 @@ log = logging.getLogger(__name__)
 class Scanner:
     """Applies a function of normalised images to every given index exactly once, in order."""
 
-    def __init__(self, augmentation: Augmentation, device: Device, progress: Progress, batch: int = BATCH) -> None:
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        device: Device,
+        progress: Progress,
+        batch: int = BATCH,
+        folder: Path | None = None,
+        identity: str = "",
+        save_seconds: float = SAVE_SECONDS,
+    ) -> None:
+        """folder: of the blocks of long scans, None to keep nothing; identity: the round's configuration and parent."""
         self.augmentation, self.device, self.progress, self.batch = augmentation, device, progress, batch
+        self.folder, self.identity, self.save_seconds = folder, identity, save_seconds
         self.part = batch  # images that the device computes at once: all of a batch, as far as its memory goes
 
     def scan(
@@ -46,26 +69,59 @@ class Scanner:
         """
         for module in modules:
             module.eval()
-        results: dict[str, np.ndarray] = {}
         world = self.device.world
-        share = world.share(len(indices))
-        self.progress.phase(phase, share.stop - share.start)
-        first = share.start
-        stream = in_order(indices[share], self.batch)
+        rows = Rows(len(indices), world.share(len(indices)))
+        blocks = self._blocks(phase, indices, modules)
+        start = self._resume(rows, blocks)
+        turns = -(-world.share(len(indices), rank=0).stop // self.batch)  # a process may have a batch less than rank 0
+        self.progress.phase(phase, rows.count, rows.done)
+        stream = in_order(indices[rows.share][rows.done :], self.batch)
         with torch.inference_mode(), self.device.autocast(), contextlib.closing(loader.batches(stream)) as batches:
-            for batch in batches:
-                labels = (self._cropped(batch.labels),) if with_labels else ()
-                for name, value in self._values(function, batch.images, *labels).items():
-                    block = (value.float() if value.is_floating_point() else value).cpu().numpy()
-                    if name not in results:
-                        results[name] = np.empty((len(indices), *block.shape[1:]), dtype=block.dtype)
-                    results[name][first : first + len(block)] = block
-                first += len(batch.indices)
-                self.progress.at(first - share.start)
-                self.progress.interrupt.check()
-        if self._batches(share) < self._batches(world.share(len(indices), rank=0)):
-            self.progress.interrupt.check()  # all processes ask each other equally often
-        return world.assemble(results, len(indices))
+            for turn in range(start, turns):
+                if (loaded := next(batches, None)) is not None:
+                    labels = (self._cropped(loaded.labels),) if with_labels else ()
+                    rows.add(self._values(function, loaded.images, *labels))
+                self.progress.at(rows.done)
+                self._boundary(rows, blocks, turn + 1)
+        if blocks is not None and blocks.number:
+            blocks.save(rows, turns)  # what follows may be interrupted too
+        return world.assemble(rows.arrays, len(indices))
+
+    def _boundary(self, rows: Rows, blocks: Blocks | None, turn: int) -> None:
+        """Between two batches: whether to leave and whether to save, the same in every process."""
+        interrupt, world = self.progress.interrupt, self.device.world
+        due = blocks is not None and world.main and time.monotonic() - blocks.saved >= self.save_seconds
+        stop, save = world.most(interrupt.requested, due)
+        if blocks is not None and (stop or save):
+            blocks.save(rows, turn)
+        if stop:
+            interrupt.stop()
+
+    def _blocks(self, phase: str, indices: np.ndarray, modules: tuple[nn.Module, ...]) -> Blocks | None:
+        if self.folder is None:
+            return None
+
+        def identity() -> str:
+            digest = hashlib.sha256(f"{self.identity}/{phase}/{self.batch}/{self.device.world.size}".encode())
+            digest.update(np.ascontiguousarray(indices).data)
+            for module in modules:
+                for tensor in module.state_dict().values():
+                    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            return digest.hexdigest()
+
+        return Blocks(self.folder, f"scan-{phase.replace(' ', '-')}-{self.device.world.rank}", identity)
+
+    def _resume(self, rows: Rows, blocks: Blocks | None) -> int:
+        """Put back what all processes have on disk; the number of batches that they need not take again."""
+        found = [] if blocks is None else blocks.read()
+        last = found[-1]["turn"] if found else 0
+        start = -self.device.world.most(-last)[0]
+        for state in found:
+            if state["turn"] <= start:
+                rows.add(state["rows"])
+                assert blocks is not None
+                blocks.number, blocks.first = blocks.number + 1, rows.done
+        return start
 
     def _values(self, function: Callable[..., Mapping[str, Tensor]], *inputs: Tensor) -> Mapping[str, Tensor]:
         """`function` of a batch; halved where the device's memory is too small for it, which is remembered.
@@ -89,8 +145,59 @@ class Scanner:
     def _cropped(self, labels: Tensor) -> Tensor:
         return self.augmentation.centre(labels) if labels.ndim == 3 else labels
 
-    def _batches(self, share: slice) -> int:
-        return -(-(share.stop - share.start) // self.batch)
+
+class Rows:
+    """What a scan has found so far. arrays: by name (N, ...), of which this process fills its share, `done` of it."""
+
+    def __init__(self, total: int, share: slice) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
+        self.total, self.share, self.count, self.done = total, share, share.stop - share.start, 0
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """The next rows, (B, ...) by name."""
+        size = 0
+        for name, value in values.items():
+            block = (value.float() if value.is_floating_point() else value).cpu().numpy()
+            if name not in self.arrays:
+                self.arrays[name] = np.empty((self.total, *block.shape[1:]), dtype=block.dtype)
+            first, size = self.share.start + self.done, len(block)
+            self.arrays[name][first : first + size] = block
+        self.done += size
+
+    def since(self, first: int) -> dict[str, Tensor]:
+        """The rows of the share from `first` on."""
+        span = slice(self.share.start + first, self.share.start + self.done)
+        return {name: torch.from_numpy(array[span]) for name, array in self.arrays.items()}
+
+
+class Blocks:
+    """The rows of one scan on disk, in files of consecutive rows. number: of them; first: the row that none has yet."""
+
+    def __init__(self, folder: Path, name: str, identity: Callable[[], str]) -> None:
+        """identity: of the scan: what is scanned, by which networks."""
+        self.folder, self.name, self.identity = folder, name, cache(identity)
+        self.number, self.first, self.saved = 0, 0, time.monotonic()
+
+    def save(self, rows: Rows, turn: int) -> None:
+        """The rows that came since the last block; turn: batches until now."""
+        if rows.done > self.first:
+            state = {"identity": self.identity(), "turn": turn, "rows": rows.since(self.first)}
+            checkpoint.save(self._path(self.number), state)
+            self.number, self.first = self.number + 1, rows.done
+        self.saved = time.monotonic()
+
+    def read(self) -> list[dict[str, Any]]:
+        """The blocks of this scan, up to the first that is missing, damaged or of another scan."""
+        found: list[dict[str, Any]] = []
+        while self._path(len(found)).is_file():
+            state = checkpoint.load(self._path(len(found)), self.identity(), CPU)
+            if state is None:
+                break
+            found.append(state)
+        return found
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{self.name}-{number}.ckpt"
 
 
 def batch_of(classes: int, pixels: int) -> int:
