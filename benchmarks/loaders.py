@@ -251,7 +251,7 @@ def parts(tree: Folder, files: dict[str, Stored], workers: int, repeats: int) ->
         "decode a JPEG, Pillow, one core": lambda: [tree.read(int(i)) for i in indices],
         f"decode a JPEG, FFCV's decoder, {workers} threads": lambda: ours["jpg"].loader.load(indices),
         f"copy raw pixels, {workers} threads": lambda: ours["raw"].loader.load(indices),
-        "random crop": lambda: augmentation._random_crop(images, offsets),
+        "random crop": lambda: augmentation._random_crop(images, offsets, 0),
         "flip": lambda: torch.where(torch.ones(len(images), 1, 1, 1, dtype=torch.bool), cropped.flip(-1), cropped),
         "normalise to floats": lambda: augmentation._normalise(cropped),
     }

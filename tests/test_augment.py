@@ -11,9 +11,11 @@ from chains import CPU, made_up_images, plain_augmentation
 
 from mal.compose import compose_sweep
 from mal.config import Dataset as Spec
-from mal.data.augment import Augmentation, build_augmentation
+from mal.data import augment
+from mal.data.augment import PIECE, Augmentation, build_augmentation
 from mal.data.loader import MemoryLoader
 from mal.data.moments import array_moments, image_moments, statistics
+from mal.rng import generator
 
 
 @cache
@@ -119,6 +121,27 @@ def test_augmenting_leaves_the_pool_as_it_was() -> None:
     plain_augmentation().evaluate(loader.load(np.arange(10)).images)
     assert np.array_equal(images, before)
     assert np.array_equal(loader.load(np.arange(10)).images.numpy(), before)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("channels", "pad_crop"), [(3, 0), (3, 4), (1, 2)])
+def test_large_images_on_a_cpu_are_those_of_the_plain_operations(layout: Any, channels: int, pad_crop: int) -> None:
+    images = torch.from_numpy(made_up_images(9, channels, 200)).to(memory_format=layout)
+    mean, std = torch.rand(1, channels, 1, 1), torch.rand(1, channels, 1, 1) + 0.1
+    augmentation = plain_augmentation(flip=True, crop=176, pad_crop=pad_crop, mean=mean, std=std)
+    assert images.numel() > PIECE
+    found = augmentation.train(images, ("key",))
+    random = generator("key", "augment")
+    flips, offsets = random.random(9) < 0.5, random.random((2, 9))
+    padded = torch.nn.functional.pad(images, (pad_crop,) * 4)
+    room = padded.shape[-1] - 176 + 1
+    cut = augment._gather(padded, (offsets * room).astype(np.int64), 176)
+    moved = torch.stack([image.flip(-1) if flip else image for image, flip in zip(cut, flips, strict=True)])
+    assert 0 < flips.sum() < 9
+    assert torch.equal(found, (moved.float() / 255 - mean) / std)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    centre = augmentation.evaluate(images)
+    assert torch.equal(centre, (images[..., 12:188, 12:188].float() / 255 - mean) / std)
 
 
 # ------------------------------------------------------------------------- maps of classes

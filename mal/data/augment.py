@@ -18,6 +18,7 @@ from mal.config import Dataset as Spec
 from mal.data.splits import IGNORED
 from mal.rng import generator
 
+PIECE = 2**18  # numbers normalised at a time on a CPU
 Pixels = TypeVar("Pixels", Tensor, np.ndarray)
 
 
@@ -65,23 +66,63 @@ class Augmentation:
         if self.crop is not None or self.pad_crop:
             images = self._random_crop(images, offsets, fill)
         if self.flip:
-            mask = torch.from_numpy(flips).to(images.device, non_blocking=True)
-            images = torch.where(mask[:, None, None, None], images.flip(-1), images)
+            images = _flip(images, flips)
         return images
 
     def _random_crop(self, images: Tensor, offsets: np.ndarray, fill: int) -> Tensor:
         size = self.crop or images.shape[-1]
-        images = F.pad(images, (self.pad_crop,) * 4, value=fill)
+        if self.pad_crop:
+            images = F.pad(images, (self.pad_crop,) * 4, value=fill)
         room = np.array([[images.shape[-2] - size + 1], [images.shape[-1] - size + 1]])
-        corner = torch.from_numpy((offsets * room).astype(np.int64)).to(images.device, non_blocking=True)
-        span = torch.arange(size, device=images.device)
-        rows, columns = corner[0, :, None] + span, corner[1, :, None] + span
-        batch = torch.arange(len(images), device=images.device)[:, None, None, None]
-        channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
-        return images[batch, channels, rows[:, None, :, None], columns[:, None, None, :]]
+        corner = (offsets * room).astype(np.int64)
+        return _cut(images, corner, size) if images.device.type == "cpu" else _gather(images, corner, size)
 
     def _normalise(self, images: Tensor) -> Tensor:
+        if images.device.type == "cpu" and images.numel() > PIECE:
+            return self._normalise_rows(images)
         return images.to(torch.float32, memory_format=torch.channels_last).div_(255).sub_(self.mean).div_(self.std)
+
+    def _normalise_rows(self, images: Tensor) -> Tensor:
+        """The same bits: piece by piece, which stays in a core's cache, and row by row, not three pixels at a time."""
+        count, channels, height, width = images.shape
+        floats = torch.empty(images.shape, dtype=torch.float32, memory_format=torch.channels_last)
+        rows = floats.permute(0, 2, 3, 1).view(count, height, width * channels)
+        mean, std = (values.view(channels).repeat(width) for values in (self.mean, self.std))
+        step = max(1, PIECE // (channels * height * width))
+        for first in range(0, count, step):
+            floats[first : first + step].copy_(images[first : first + step])
+            rows[first : first + step].div_(255).sub_(mean).div_(std)
+        return floats
+
+
+def _cut(images: Tensor, corner: np.ndarray, size: int) -> Tensor:
+    """The squares at corner int64 (2, B) of images (B, C, H, W), one after the other: fast on a CPU."""
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    cut = torch.empty((*images.shape[:2], size, size), dtype=images.dtype, memory_format=layout)
+    for row, (top, left) in enumerate(corner.T.tolist()):
+        cut[row] = images[row, :, top : top + size, left : left + size]
+    return cut
+
+
+def _gather(images: Tensor, corner: np.ndarray, size: int) -> Tensor:
+    """As `_cut`, all at once: fast on a GPU."""
+    at = torch.from_numpy(corner).to(images.device, non_blocking=True)
+    span = torch.arange(size, device=images.device)
+    rows, columns = at[0, :, None] + span, at[1, :, None] + span
+    batch = torch.arange(len(images), device=images.device)[:, None, None, None]
+    channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
+    return images[batch, channels, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _flip(images: Tensor, flips: np.ndarray) -> Tensor:
+    """Those of bool (B,) mirrored."""
+    mask = torch.from_numpy(flips).to(images.device, non_blocking=True)
+    if images.device.type == "cpu":
+        mirrored = images.clone()
+        mirrored[mask] = images[mask].flip(-1)
+        return mirrored
+    return torch.where(mask[:, None, None, None], images.flip(-1), images)
 
 
 def build_augmentation(spec: Spec, mean: np.ndarray, std: np.ndarray, device: torch.device) -> Augmentation:
