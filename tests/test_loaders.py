@@ -182,7 +182,8 @@ def test_ffcv_gives_the_pixels_that_were_stored(tmp_path: Path, mode: str, chann
     first = loader.load(indices).images
     assert first.shape == (5, channels, 40, 40)
     difference = np.abs(first.numpy().astype(int) - images[indices])
-    assert difference.max() == 0 if mode == "raw" else 0 < difference.mean() < 8
+    assert difference.mean() < 8
+    assert mode == "proportion" or (difference.max() == 0) == (mode == "raw")
     # A resumed run decodes the same JPEG to the same pixels, whatever came before it and in whatever thread.
     again = next(iter(loader.batches([indices])))
     assert torch.equal(again.images, first)
