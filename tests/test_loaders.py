@@ -15,6 +15,7 @@ from chains import CPU, chain_config, made_up_images, outcome, python, write_cha
 
 from mal import results
 from mal.chain import run_chain
+from mal.data import prepare
 from mal.data.loader import HIDDEN, Loader, Maps, build_loader, count_workers, in_order, visible_labels
 from mal.data.splits import IGNORED, Arrays
 from mal.interrupt import Interrupt, Interrupted
@@ -250,17 +251,22 @@ print(sum(stats.cache_misses.values()), sum(stats.cache_hits.values()), torch.ge
     assert found[1].stdout.split() == ["0", "1", "0"]
 
 
-def test_without_ffcv_the_error_says_what_to_do(tmp_path: Path) -> None:
-    program = """
-import sys, torch
-sys.modules["ffcv"] = None
-from types import SimpleNamespace
-from mal.data.loader import build_loader
-build_loader("ffcv", SimpleNamespace(beton="x", shape=(3, 8, 8)), [], torch.device("cpu"))
-"""
-    ended = python("-c", program)
-    assert "loader=ffcv needs FFCV, which is not installed" in ended.stderr
-    assert "loader=torch" in ended.stderr
+def test_without_ffcv_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"FFCV is not installed.*loader=torch"):
+        build_loader("ffcv", Stored(Path("x"), (3, 8, 8)), np.zeros(1), CPU.torch)
+
+
+def test_files_that_do_not_fit_into_memory_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large:
+        shape = (3, 256, 256)
+
+        def __len__(self) -> int:
+            return 1_281_167
+
+    monkeypatch.setattr("mal.data.loader.available_memory", lambda: 2**30)
+    with pytest.raises(ValueError, match=r"1281167 images .* take 234\.6 GiB, and 1\.0 GiB are free.*loader=torch"):
+        build_loader("memory", Large(), np.zeros(1_281_167), CPU.torch)
 
 
 # ------------------------------------------------------------------------- labels
@@ -314,15 +320,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", LOADERS[1:])
 def test_a_chain_is_the_same_by_any_loader_wherever_it_is_interrupted(
-    tmp_path: Path, undisturbed: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: dict[str, Any], kind: str
 ) -> None:
-    def build(kind: str, split: Any, *more: Any) -> Loader:
-        if kind == "ffcv":
-            split = stored(tmp_path / f"{len(split)}.beton", split.images)
-        return build_loader(kind, split, *more)
-
-    monkeypatch.setattr("mal.round.build_loader", build)
-    folder = write_chain(tmp_path, chain_config(f"loader={kind}", "workers=1"))
+    if kind == "ffcv":
+        assert prepare.main(["dataset=digits", f"data={tmp_path}", "workers=1"]) == 0
+    folder = write_chain(tmp_path, chain_config(f"loader={kind}", "workers=1", f"data={tmp_path}"))
     attempts = 0
     while results.committed_rounds(folder) < 2:
         attempts += 1

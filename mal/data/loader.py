@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mal.data.splits import IGNORED, in_memory
+from mal.acquisition.estimate import available_memory
+from mal.data.splits import IGNORED, Arrays, in_memory
 from mal.rng import generator
 
 HIDDEN = -1  # the label of an image whose label has not been bought
@@ -143,6 +144,7 @@ def build_loader(kind: str, split: Any, labels: Labels, device: torch.device, wo
     workers: processes or threads that read ahead. Raises ValueError where `kind` does not go with what the split is.
     """
     if kind == "memory":
+        _require_memory(split, device)
         return MemoryLoader(in_memory(split).images, labels, device)
     if kind == "torch":
         from mal.data.loader_torch import TorchReader
@@ -152,6 +154,19 @@ def build_loader(kind: str, split: Any, labels: Labels, device: torch.device, wo
     from mal.data.loader_ffcv import BetonReader
 
     return Loader(BetonReader(split.beton, split.shape, device, workers), labels, device)
+
+
+def _require_memory(split: Any, device: torch.device) -> None:
+    """Refuse, before it is read, a split that will not fit."""
+    needed = len(split) * int(np.prod(split.shape))
+    on_gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory()
+    if (on_gpu or not isinstance(split, Arrays)) and needed > free:
+        raise ValueError(
+            f"loader=memory: {len(split)} images of {split.shape} take {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free{' on the GPU' if on_gpu else ''}. Use loader=torch, or python -m "
+            "mal.data.prepare and loader=ffcv."
+        )
 
 
 def count_workers(workers: int, threads: int) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mal.data.beton import require_ffcv
 from mal.interrupt import shielded
 
 AHEAD = 3  # batches that are ready or being read while one is used
@@ -213,6 +214,7 @@ def library() -> int:
 
 def import_ffcv(module: str) -> Any:
     """A module of FFCV; ValueError where it is not installed."""
+    require_ffcv()
     import numba
     import numba.typed
 
@@ -221,13 +223,6 @@ def import_ffcv(module: str) -> Any:
     config.DISABLE_JIT = True  # importing FFCV compiles a dictionary for seconds, which nothing here uses
     try:
         return importlib.import_module(f"ffcv.{module}")
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] != "ffcv":
-            raise
-        raise ValueError(
-            "loader=ffcv needs FFCV, which is not installed: pip install -e '.[ffcv]' (environment.yml says what it is "
-            "built against), or use loader=torch or loader=memory."
-        ) from None
     finally:
         config.DISABLE_JIT = compiled
         torch.set_num_threads(threads[0])  # FFCV sets both for the whole process
