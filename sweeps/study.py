@@ -2,11 +2,12 @@
 
     python sweeps/study.py [presets=[study_digits,...]] [tune=8] [steps=[tune,run,report]] [KEY=VALUE of launch.py ...]
 
-For each preset: the sweep NAME-tuning on seeds 100 and 101 (nothing of it is reported); its best trials as the preset
-PRESET_tuned in mal/conf/experiment, where the other methods, e.g. ablations, take what was found for the first; that
-preset's own seeds; the report of the tuned methods in DOCS/NAME, of all in DOCS/NAME/all. Run it again after anything:
-what is done is not done again. figures=DIR and docs=DIR (default docs/study) say where the reports go. Exit status: 0
-done; 1 a chain failed; 2 refused; 3 jobs are still under way, the same command goes on later; 130 stopped.
+For each preset: the sweep NAME-tuning, three rounds on seeds 100 and 101, of which no result is reported; its best
+trials as the preset PRESET_tuned in mal/conf/experiment, where the other methods, e.g. ablations, take what was found
+for the first; that preset's own seeds; the report of the tuned methods in DOCS/NAME, of all in DOCS/NAME/all. Run it
+again after anything: what is done is not done again. figures=DIR and docs=DIR (default docs/study) say where the
+reports go. Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are under way, the same command goes on later; 130
+stopped.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from mal.config import Chain, flat
 from sweeps import launch
 
 ROOT = Path(__file__).resolve().parent.parent
-PRESETS = ["study_digits", "study_fashion", "study_fashion_imbalanced"]
+PRESETS = ["study_digits", "study_fashion", "study_fashion_imbalanced", "study_scenes"]
 STEPS = ("tune", "run", "report")
 TUNING_SEEDS = (100, 101)
+TUNING_ROUNDS = 3  # of a chain's: enough to tell settings apart
 EXIT_UNDER_WAY = 3
 KEPT = ("curves.csv", "report.md", "*.png", "tables/*.csv")
 
@@ -104,8 +106,9 @@ def study(preset: str, options: Options) -> int:
 
 def _tune(preset: str, untuned: Sweep, tuned: list[str], options: Options) -> int:
     seeds, methods = ",".join(map(str, TUNING_SEEDS)), ",".join(tuned)
-    rest = [override for override in options.rest if not override.startswith(("methods=", "seeds="))]
-    trials = [f"tune={options.tune}", f"seeds=[{seeds}]", f"methods=[{methods}]"]
+    rest = [override for override in options.rest if not override.startswith(("methods=", "seeds=", "rounds="))]
+    rounds = min(TUNING_ROUNDS, untuned.chains[0].rounds)
+    trials = [f"tune={options.tune}", f"seeds=[{seeds}]", f"methods=[{methods}]", f"rounds={rounds}"]
     name = f"{untuned.name}-tuning"
     if status := _launch([f"experiment={preset}", *rest, *trials], untuned.runs, name):
         return status

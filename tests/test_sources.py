@@ -57,6 +57,16 @@ def test_fashion_mnist_is_read_from_idx_files(tmp_path: Path, zipped: bool) -> N
     assert np.array_equal(found.test.labels, arrays["t10k-labels-idx1-ubyte"])
 
 
+def test_fashion_mnist_32_is_fashion_mnist_within_two_black_pixels(tmp_path: Path) -> None:
+    arrays = write_fashion(tmp_path / "fashion-mnist", False)
+    found = load(spec("dataset=fashion_mnist_32", *SMALL_FASHION[1:]), tmp_path, seed=0)
+    for split, part in ((found.train, "train"), (found.test, "t10k")):
+        plain = arrays[f"{part}-images-idx3-ubyte"]
+        assert split.images.shape[1:] == (1, 32, 32)
+        assert np.array_equal(split.images[:, 0, 2:30, 2:30], plain)
+        assert split.images.sum(dtype=np.int64) == plain.sum(dtype=np.int64)
+
+
 @pytest.mark.skipif(not sources.DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_debians_fashion_mnist_is_found_without_a_data_folder(tmp_path: Path) -> None:
     train, test = sources.read_fashion_mnist(spec("dataset=fashion_mnist"), tmp_path)

@@ -51,6 +51,16 @@ def _packaged_digits() -> np.ndarray:
 @SOURCES.register("fashion_mnist")
 def read_fashion_mnist(spec: Spec, data: Path) -> tuple[Arrays, Arrays]:
     """Fashion-MNIST's idx files, plain or gzipped, in DATA/fashion-mnist or where Debian's package puts them."""
+    return _read_fashion_mnist(spec, data)
+
+
+@SOURCES.register("fashion_mnist_32")
+def read_fashion_mnist_32(spec: Spec, data: Path) -> tuple[Split, Split]:
+    """Fashion-MNIST's images with two black pixels on each side."""
+    return _read_fashion_mnist(spec, data, border=2)
+
+
+def _read_fashion_mnist(spec: Spec, data: Path, border: int = 0) -> tuple[Split, Split]:
     places = [Path(spec.root)] if spec.root else [data / "fashion-mnist", DEBIAN_FASHION_MNIST]
     folder = next((p for p in places if any(p.glob("train-images-idx3-ubyte*"))), None)
     if folder is None:
@@ -62,6 +72,7 @@ def read_fashion_mnist(spec: Spec, data: Path) -> tuple[Arrays, Arrays]:
     for part in ("train", "t10k"):
         images = _read_idx(folder, f"{part}-images-idx3-ubyte", dimensions=3)
         labels = _read_idx(folder, f"{part}-labels-idx1-ubyte", dimensions=1)
+        images = np.pad(images, ((0, 0), (border, border), (border, border))) if border else images
         splits.append(Arrays(images[:, None], labels.astype(np.int64)))
     return splits[0], splits[1]
 
