@@ -55,12 +55,12 @@ def read_fashion_mnist(spec: Spec, data: Path) -> tuple[Arrays, Arrays]:
 
 
 @SOURCES.register("fashion_mnist_32")
-def read_fashion_mnist_32(spec: Spec, data: Path) -> tuple[Split, Split]:
+def read_fashion_mnist_32(spec: Spec, data: Path) -> tuple[Arrays, Arrays]:
     """Fashion-MNIST's images with two black pixels on each side."""
     return _read_fashion_mnist(spec, data, border=2)
 
 
-def _read_fashion_mnist(spec: Spec, data: Path, border: int = 0) -> tuple[Split, Split]:
+def _read_fashion_mnist(spec: Spec, data: Path, border: int = 0) -> tuple[Arrays, Arrays]:
     places = [Path(spec.root)] if spec.root else [data / "fashion-mnist", DEBIAN_FASHION_MNIST]
     folder = next((p for p in places if any(p.glob("train-images-idx3-ubyte*"))), None)
     if folder is None:
