@@ -18,8 +18,8 @@ from mal import results
 from mal.config import save_chain
 
 CHAINS = {
-    "digits, small_cnn": ("dataset=digits", "rounds=2"),
-    "digits, resnet18": ("dataset=digits", "backbone=resnet18", "rounds=1", "minimax.epochs=2", "task.epochs=2"),
+    "digits, small_cnn": ("dataset=digits", "rounds=1", "minimax.epochs=5", "task.epochs=5"),
+    "digits, resnet18": ("dataset=digits", "backbone=resnet18", "rounds=1", "minimax.epochs=1", "task.epochs=1"),
 }
 
 
