@@ -361,8 +361,7 @@ def test_the_estimate_of_the_size_is_near_what_is_written(tree: Path, mode: str)
     spec = spec_of(IMAGENET)
     asked = prepare.read_order([*IMAGENET, f"mode={mode}", "workers=1"])
     train, _ = read_source(spec, tree)
-    pages = beton.page_size(32 * 32 * 3)
-    estimate = prepare._estimate(asked, train) - pages
+    estimate = prepare._estimate(asked, train) - 2 * beton.page_size(32 * 32 * 3)
     folder = tree / mode
     folder.mkdir()
     assert beton.write_beton(folder, "train", train, asked.compression, 1) == {}

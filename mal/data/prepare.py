@@ -197,13 +197,14 @@ def check_space(order: Order, splits: dict[str, Readable], folder: Path) -> None
 def _estimate(order: Order, split: Readable) -> int:
     """Bytes of a part, about."""
     compression, raw = order.compression, int(np.prod(split.shape))
+    pages = (order.workers + 1) * page_size(raw)  # the first is for the head, the last of each worker is not full
     share = {"raw": 0.0, "jpg": 1.0, "mixed": compression.share}[compression.mode]
     if share:
         sample = np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(int))
         sizes = [len(encode_jpeg(stored(image), compression.quality)) for image in _readable(split, sample)]
         raw = int((1 - share) * raw + share * 1.1 * np.mean(sizes)) if sizes else raw
     labels = 2 * int(np.prod(map_shape(split) or 8))  # maps are kept beside the file too
-    return int(len(split) * (1.03 * raw + labels + 100)) + order.workers * page_size(raw)
+    return int(len(split) * (1.03 * raw + labels + 100)) + pages
 
 
 def _readable(split: Readable, indices: np.ndarray) -> list[np.ndarray]:
