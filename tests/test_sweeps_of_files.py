@@ -64,6 +64,7 @@ def sweep(folder: Path, *overrides: str) -> int:
 
 
 @pytest.mark.ffcv
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_from_files_to_curves(tmp_path: Path, name: str) -> None:
     overrides, write = KINDS[name]
@@ -90,6 +91,7 @@ def test_from_files_to_curves(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.ffcv
+@pytest.mark.slow
 def test_a_users_folders_give_the_same_rounds_whatever_loads_them(tmp_path: Path) -> None:
     write_folders(tmp_path)
     places = [f"dataset.{part}_images={tmp_path / part}" for part in ("train", "test")]
