@@ -9,6 +9,7 @@ Running it again after anything does what is missing and nothing else. `--help` 
 from __future__ import annotations
 
 import sys
+import textwrap
 
 from mal.compose import GROUPS, Sweep, compose_sweep
 from mal.config import CONF, choices
@@ -85,7 +86,7 @@ def help_text() -> str:
     for group in GROUPS:
         key = "methods=[NAME,...]" if group == "method" else f"{group}=NAME"
         if names := choices(group):
-            lines.append(f"{key:<20}{'  '.join(names)}")
+            lines += textwrap.wrap("  ".join(names), 100, initial_indent=f"{key:<20}", subsequent_indent=" " * 20)
     _, _, keys = (CONF / "config.yaml").read_text().partition("# -- ")
     lines += ["", "Every key, with its default (??? is set by the dataset's file):", "", f"# -- {keys.rstrip()}"]
     lines += [
