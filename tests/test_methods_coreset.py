@@ -55,6 +55,6 @@ def test_feature_size_is_known_without_the_network(backbone, size):
     overrides = [f"backbone={backbone}"] + (["backbone.width=4"] if backbone == "small_cnn" else [])
     from mal.compose import compose_sweep
 
-    config = compose_sweep(["dataset=digits", "methods=[coreset]", *overrides]).chains[0]
+    config = compose_sweep(["dataset=cifar100", "methods=[coreset]", *overrides]).chains[0]
     assert feature_size(config) == size
     assert feature_size(chain("coreset")) == 16
