@@ -37,3 +37,11 @@ def test_peaks() -> None:
     assert peak_host_mib() >= before + 200
     assert block.sum() > 0
     assert peak_device_mib(CPU.torch) is None
+
+
+def test_a_peak_is_of_this_process_not_of_the_one_that_started_it() -> None:
+    large = torch.ones(2**28)  # 1 GiB
+    ended = python("-c", "import mal.memory; print(mal.memory.peak_host_mib())")
+    assert ended.returncode == 0, ended.stderr
+    assert large.sum() > 0
+    assert int(ended.stdout) < 900
