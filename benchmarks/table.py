@@ -13,7 +13,7 @@ from pathlib import Path
 from measure import arguments
 
 HERE = Path(__file__).parent
-RATIOS = ("training", "scanning", "whole_round", "startup", "sweeps")
+RATIOS = ("training", "scanning", "whole_round", "startup", "side_by_side")
 # Scripts with options of their own.
 OTHERS = {"acquisition": ("--quick",), "loaders": ("--quick",)}
 

@@ -1,6 +1,6 @@
 """Two chains on two cores: side by side with a thread each, as local sweeps run them, against one after the other.
 
-python benchmarks/sweeps.py
+python benchmarks/side_by_side.py
 """
 
 from __future__ import annotations
