@@ -5,11 +5,24 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mal.data.spread import CHUNK, WorkersDied, spread
+
+
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    OTHERS.update(multiprocessing.active_children())  # of tests before, which keep theirs until they are collected
+
+
+OTHERS: set[Any] = set()
+
+
+def left_behind() -> set[Any]:
+    return set(multiprocessing.active_children()) - OTHERS
 
 
 class Squares:
@@ -39,7 +52,7 @@ def test_every_index_is_done_once_and_what_is_wrong_is_told(tmp_path: Path, coun
     assert wrong == {index: f"{index} is round" for index in range(0, count, 50)}
     assert sum(closed) == count == told[-1]
     assert told == sorted(told)
-    assert multiprocessing.active_children() == []
+    assert left_behind() == set()
 
 
 class Killed(Squares):
@@ -68,7 +81,7 @@ def test_a_worker_that_fails_ends_the_work(
 ) -> None:
     with pytest.raises(error, match=message):
         spread(kind(tmp_path / "a.npy", 8 * CHUNK), 8 * CHUNK, 2)
-    assert multiprocessing.active_children() == []
+    assert left_behind() == set()
     assert ("RuntimeError: a defect" in capfd.readouterr().err) == (kind is Broken)
 
 
@@ -78,4 +91,4 @@ def test_stopping_the_parent_stops_the_workers(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         spread(Squares(tmp_path / "a.npy", 4), 4, 1, stop)
-    assert multiprocessing.active_children() == []
+    assert left_behind() == set()
