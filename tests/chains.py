@@ -33,6 +33,21 @@ SHORT = (*SMALL, "rounds=2", "initial=20", "budget=20", "minimax.epochs=0.5", "t
 torch.set_num_threads(1)
 
 
+class StopsAt(Interrupt):
+    """Asked to stop at the n-th time that somebody looks."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.left = looks
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        if self.left < 0:
+            self.cause = "a test"
+        return self.cause is not None
+
+
 @cache
 def _composed(overrides: tuple[str, ...]) -> tuple[Chain, ...]:
     return tuple(compose_sweep(overrides).chains)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from chains import chain_config, environment, outcome, python, run_chain_process, write_chain
+from chains import StopsAt, chain_config, environment, outcome, python, run_chain_process, write_chain
 
 from mal import results
 from mal.chain import (
@@ -150,21 +150,6 @@ def test_m_can_go_on_from_round_to_round(tmp_path: Path, undisturbed: dict[str, 
 
 
 # ------------------------------------------------------------------------- interrupted and resumed
-
-
-class StopsAt(Interrupt):
-    """Asked to stop at the n-th time that somebody looks."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self.left = looks
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        if self.left < 0:
-            self.cause = "a test"
-        return self.cause is not None
 
 
 def test_interrupted_wherever_it_looks_a_chain_ends_as_undisturbed(

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chains import chain_config, outcome, write_chain
-from test_chain import StopsAt
+from chains import StopsAt, chain_config, outcome, write_chain
 from test_distributed import run_chain as run_as_job
 from test_distributed import together
 

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from chains import CPU, chain_config, made_up_images, outcome, python, write_chain
+from chains import CPU, StopsAt, chain_config, made_up_images, outcome, python, write_chain
 
 from mal import results
 from mal.chain import run_chain
@@ -294,21 +294,6 @@ def test_workers_are_those_asked_for_but_never_more_than_the_cores(monkeypatch: 
 
 
 # ------------------------------------------------------------------------- chains
-
-
-class StopsAt(Interrupt):
-    """Asked to stop at the n-th time that somebody looks."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self.left = looks
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        if self.left < 0:
-            self.cause = "a test"
-        return self.cause is not None
 
 
 @pytest.fixture(scope="module")

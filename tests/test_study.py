@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chains import outcome
+from chains import StopsAt, outcome
 
 import mal.compose
 import mal.config
@@ -124,21 +124,6 @@ def test_a_report_is_kept_without_what_is_large(tmp_path: Path) -> None:
     assert (tmp_path / "docs" / "tables" / "a.csv").read_text() == "tables/a.csv"
 
 
-class Stopping(Interrupt):
-    """Asked to stop at the n-th look."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self.left = looks
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        if self.left < 0:
-            self.cause = "a test"
-        return self.cause is not None
-
-
 @pytest.fixture
 def in_process(conf: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Chains run in this process.
@@ -149,7 +134,7 @@ def in_process(conf: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     stops: list[int] = []
 
     def run_local(plans: list[Any], *_: Any) -> int:
-        interrupt = Stopping(stops.pop()) if stops else Interrupt()
+        interrupt = StopsAt(stops.pop()) if stops else Interrupt()
         for plan in plans:
             if plan.to_run:
                 try:
