@@ -1,4 +1,7 @@
-"""Pictures of queries in segmentation: image, truth, what the task model made of it before it was labelled, entropy."""
+"""Pictures of queries: image, truth, what the task model made of it before it was labelled, entropy.
+
+In classification a figure with a row for each method; in segmentation a figure for each, with rows of maps.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,9 @@ from analysis.panels import Panel
 from mal import results
 
 IGNORED = 255
-COLUMNS = 6  # images beside each other
-METHODS = 4  # at most, a figure each
+COLUMNS = {"classification": 10, "segmentation": 6}  # images beside each other
+METHODS = {"classification": 8, "segmentation": 4}  # at most
+RIGHT, WRONG = "#33373B", "#B2182B"
 # Paul Tol's "muted" and "bright", after grey for a first class, which mostly is the background; more classes: evenly.
 PALETTE = (
     *("#33373B", "#CC6677", "#88CCEE", "#DDCC77", "#117733", "#AA4499", "#44AA99", "#999933", "#EE6677", "#4477AA"),
@@ -33,7 +37,8 @@ PALETTE = (
 
 @dataclass(frozen=True)
 class Picture:
-    """Queries of one round. images: uint8 (n, C, H, W); truth, predicted: uint8 (n, H, W); entropy: nats (n, H, W).
+    """Queries of one round. images: uint8 (n, C, H, W); truth, predicted: classes (n,) or (n, H, W); entropy: nats,
+    likewise.
 
     names: of the classes; indices: absolute, (n,).
     """
@@ -58,19 +63,62 @@ def query_pictures(panel: Panel, rows: pd.DataFrame, runs: Runs) -> list[Picture
     mine = having[having["seed"] == seed]
     number = mine.groupby("method")["round"].max().min()
     chosen = mine[mine["round"] == number].set_index("method")
-    methods = [method for method in panel.methods if method in chosen.index][:METHODS]
-    return [_picture(Path(chosen.loc[m, "folder"]), m, int(seed), int(number), runs) for m in methods]
+    methods = [method for method in panel.methods if method in chosen.index]
+    found = [_picture(Path(chosen.loc[m, "folder"]), m, int(seed), int(number), runs) for m in methods]
+    return found[: METHODS[_task(found[0])]]
+
+
+def _task(picture: Picture) -> str:
+    return "segmentation" if picture.truth.ndim == 3 else "classification"
 
 
 def _picture(folder: Path, method: str, seed: int, number: int, runs: Runs) -> Picture:
     config = next(chain.config for chain in runs.chains if chain.folder == folder.parent)
     names = config.get("dataset.class_names") or [str(k) for k in range(int(config["dataset.classes"]))]
     with np.load(folder / results.QUERIES, allow_pickle=False) as kept:
-        arrays = {name: kept[name][:COLUMNS] for name in ("indices", "images", "truth", "predicted", "entropy")}
-    return Picture(method, seed, number, [str(name) for name in names], **arrays)
+        arrays = {name: kept[name] for name in ("indices", "images", "truth", "predicted", "entropy")}
+    count = COLUMNS["segmentation" if arrays["truth"].ndim == 3 else "classification"]
+    shown = {name: values[:count] for name, values in arrays.items()}
+    return Picture(method, seed, number, [str(name) for name in names], **shown)
 
 
-def draw_picture(picture: Picture) -> Figure:
+def draw_queries(pictures: list[Picture]) -> dict[str, tuple[Figure, str]]:
+    """Figures of a panel's pictures with their captions, by what ends the file's name; the pictures are of one task."""
+    if not pictures:
+        return {}
+    if _task(pictures[0]) == "classification":
+        return {"": (draw_rows(pictures), caption_of_rows(pictures))}
+    return {f"_{picture.method}": (draw_maps(picture), caption_of_maps(picture)) for picture in pictures}
+
+
+def draw_rows(pictures: list[Picture]) -> Figure:
+    """A row for each method, a column for each query in order of choice: the image, its class, M's and its entropy."""
+    count = max(len(picture.indices) for picture in pictures)
+    side = (WIDTH - 0.9) / count
+    height, span = pictures[0].images.shape[-2:]
+    figure, axes = plt.subplots(
+        len(pictures),
+        count,
+        figsize=(WIDTH, len(pictures) * (side * height / span + 0.36)),
+        squeeze=False,
+        layout=ConstrainedLayoutEngine(w_pad=0.015, h_pad=0.02, wspace=0.01, hspace=0.01),
+    )
+    for row, picture in zip(axes, pictures, strict=True):
+        for column, cell in enumerate(row):
+            cell.set(xticks=[], yticks=[])
+            cell.grid(False)
+            sns.despine(ax=cell, left=True, bottom=True)
+            if column < len(picture.indices):
+                truth, predicted = int(picture.truth[column]), int(picture.predicted[column])
+                cell.imshow(_pixels(picture.images[column]), cmap="gray", vmin=0, vmax=255)
+                cell.set_title(picture.names[truth], fontsize=5.6, pad=1.5)
+                told = f"{picture.names[predicted]} {picture.entropy[column]:.2f}"
+                cell.set_xlabel(told, fontsize=5.6, labelpad=1.5, color=RIGHT if truth == predicted else WRONG)
+        row[0].set_ylabel(style.method_label(picture.method), rotation=0, ha="right", va="center", labelpad=4)
+    return figure
+
+
+def draw_maps(picture: Picture) -> Figure:
     """A column for each query, from left to right in order of choice; rows: image, truth, prediction, entropy."""
     count, classes = len(picture.indices), len(picture.names)
     colours = palette(classes)
@@ -116,10 +164,20 @@ def palette(classes: int) -> list[Any]:
     return list(sns.color_palette("husl", classes))
 
 
-def caption(title: str, picture: Picture) -> str:
-    """Caption of a picture."""
+def caption_of_rows(pictures: list[Picture]) -> str:
+    """What draw_rows shows."""
+    first = pictures[0]
     return (
-        f"{title}, {style.method_label(picture.method)}, seed {picture.seed}: the first {len(picture.indices)} images "
+        f"seed {first.seed}: the first {len(first.indices)} images that round {first.number} queried, for each method, "
+        "with their class above, below what its task model made of them before it was bought (red: wrong) and the "
+        "entropy in nats."
+    )
+
+
+def caption_of_maps(picture: Picture) -> str:
+    """What draw_maps shows."""
+    return (
+        f"{style.method_label(picture.method)}, seed {picture.seed}: the first {len(picture.indices)} images "
         f"that round {picture.number} queried, their maps, and what its task model made of them, which had not seen "
         "the maps. Entropy is that of the task model at each pixel; its scale ends at that of an even guess."
     )

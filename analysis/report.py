@@ -205,9 +205,9 @@ def _draw_queries(runs: Runs, panels: list[Panel], report: Report, keep: Callabl
             mapped = True
             keep("queries", f"map_{panel.key}", query_figures.draw_maps(panel, maps), captions.maps(panel.title))
     for panel in panels:
-        for picture in pictures.query_pictures(panel, rows[panel.key], runs):
-            stem = f"pictures_{panel.key}_{picture.method}"
-            keep("queries", stem, pictures.draw_picture(picture), pictures.caption(panel.title, picture))
+        shown = pictures.draw_queries(pictures.query_pictures(panel, rows[panel.key], runs))
+        for end, (figure, caption) in shown.items():
+            keep("queries", f"pictures_{panel.key}{end}", figure, f"{panel.title}, {caption}")
     missing = {"class balance of queries": balances, "overlap of queries": overlaps, "map of features": mapped}
     report.left_out += [f"{what}: {captions.NEEDS[what]}" for what, found in missing.items() if not found]
 

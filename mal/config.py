@@ -219,8 +219,6 @@ def validate(chain: Chain) -> None:
             raise ValueError(f"{key}= is empty: give a folder, e.g. {key}={key}.")
     _check_image(chain)
     _check_method(chain.method)
-    if (task := chain.dataset.task) != "segmentation" and chain.keep_queries:
-        raise ValueError(f"keep_queries={chain.keep_queries} keeps maps, but dataset.task={task}: set it to 0.")
     check_task(chain.dataset, chain.backbone, chain.method, CONF)
     pool, needed = pool_size(chain.dataset), chain.initial + (chain.rounds - 1) * chain.budget
     if needed > pool:

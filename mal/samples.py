@@ -41,21 +41,22 @@ def sample_features(model: TaskModel, setting: Setting, query: np.ndarray | None
 
 
 def sample_queries(model: TaskModel, setting: Setting, query: np.ndarray, oracle: Oracle) -> bytes:
-    """An .npz of queried images and of what M makes of them before their maps are bought.
+    """An .npz of queried images and of what M makes of them before their labels are bought.
 
-    indices: int64 (n,); images: uint8 (n, C, H, W) as M sees them; truth and predicted: uint8 maps (n, H, W); entropy:
-    of M at each pixel, nats, float16 (n, H, W).
+    indices: int64 (n,); images: uint8 (n, C, H, W) as M sees them; truth and predicted: int64 (n,) or uint8 maps
+    (n, H, W); entropy: of M for each image or pixel, nats, float16, likewise.
     """
 
-    def maps(images: Tensor) -> dict[str, Tensor]:
+    def predictions(images: Tensor) -> dict[str, Tensor]:
         logits = model(images)
-        return {"predicted": logits.argmax(dim=1).byte(), "entropy": pixel_entropy(logits)}
+        predicted = logits.argmax(dim=1)
+        return {"predicted": predicted.byte() if predicted.ndim == 3 else predicted, "entropy": pixel_entropy(logits)}
 
-    scan = setting.scanner.scan("queries", setting.loader, query, maps, model)
+    scan = setting.scanner.scan("queries", setting.loader, query, predictions, model)
     centre = setting.scanner.augmentation.centre
     images = centre(setting.loader.load(query).images).cpu().numpy()
     truth = setting.trainer.device.world.once(lambda: oracle.label(query))
-    scan |= {"truth": centre(truth), "entropy": scan["entropy"].astype(np.float16)}
+    scan |= {"truth": centre(truth) if truth.ndim == 3 else truth, "entropy": scan["entropy"].astype(np.float16)}
     return _npz(indices=query, images=images, **scan)
 
 

@@ -80,7 +80,7 @@ def test_classes_without_names_are_numbered(tmp_path: Path) -> None:
 def test_a_picture_has_a_column_a_query_and_names_the_classes_in_it(tmp_path: Path, channels: int) -> None:
     written = write_sweep(tmp_path, channels=channels)
     figures.use_theme()
-    figure = pictures.draw_picture(only(tmp_path)[0])
+    figure = pictures.draw_maps(only(tmp_path)[0])
     grid = [axes for axes in figure.axes if axes.images and axes.get_label() != "<colorbar>"]
     assert len(grid) == 4 * 3
     assert [axes.get_title() for axes in grid[:3]] == ["image 100", "image 101", "image 102"]
@@ -96,6 +96,30 @@ def test_a_picture_has_a_column_a_query_and_names_the_classes_in_it(tmp_path: Pa
     assert legend == ["sky", "road", "car", "not counted"]
     mean = kept["entropy"][2].astype(float).mean()
     assert grid[-1].get_xlabel() == f"mean {mean:.2f}"
+    plt.close(figure)
+
+
+def test_of_classification_there_is_a_row_for_each_method_with_right_and_wrong_told_apart(tmp_path: Path) -> None:
+    for method in ("mal", "random"):
+        chain = write_chain(tmp_path, method, 0, [30.0, 35.0])
+        arrays = {
+            "indices": np.arange(12),
+            "images": np.full((12, 1, 8, 8), 7, np.uint8),
+            "truth": np.arange(12) % 3,
+            "predicted": np.zeros(12, np.int64),
+            "entropy": np.full(12, 0.5, np.float16),
+        }
+        np.savez(chain / "round-0" / results.QUERIES, **arrays)
+    figures.use_theme()
+    found = only(tmp_path)
+    ((end, (figure, caption)),) = pictures.draw_queries(found).items()
+    assert end == ""
+    assert "the first 10 images that round 0 queried" in caption
+    grid = np.array(figure.axes).reshape(2, 10)
+    assert [row[0].get_ylabel() for row in grid] == [style.method_label(method) for method in ("mal", "random")]
+    assert [axes.get_title() for axes in grid[0, :4]] == ["0", "1", "2", "0"]
+    assert grid[1, 1].get_xlabel() == "0 0.50"
+    assert [axes.xaxis.label.get_color() == pictures.WRONG for axes in grid[0, :4]] == [False, True, True, False]
     plt.close(figure)
 
 

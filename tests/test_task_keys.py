@@ -23,7 +23,6 @@ REFUSED = {
     ("backbone.stride=2",): ("backbone.stride=2 cannot be changed", "make it 4"),
     ("dataset.class_names=[a,b]",): ("dataset.class_names has 2 names for dataset.classes=11",),
     ("keep_queries=-1",): ("keep_queries=-1",),
-    ("dataset=digits", "keep_queries=2"): ("keep_queries=2", "dataset.task=classification"),
 }
 
 
