@@ -27,7 +27,8 @@ from analysis.stats import area_under_budget
 from analysis.table import Table, mean_std
 
 TRIAL = re.compile(r"(.+)_t(\d+)")
-PLACE = ("seed", "method.name", "threads", "runs", "data")  # differ between chains without being settings
+# These differ between chains without being settings.
+PLACE = ("seed", "method.name", "threads", "runs", "data", "keep_model", "keep_features", "keep_queries")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -114,22 +114,22 @@ def _tune(preset: str, untuned: Sweep, tuned: list[str], options: Options) -> in
         return status
     _analyse("tuning", f"runs={untuned.runs}", f"name={name}", f"out={options.figures}")
     chosen = yaml.safe_load((options.figures / name / "chosen.yaml").read_text())["variants"]
-    others = {method: follow(method, untuned, chosen) for method in untuned.methods if method not in chosen}
+    others = {method: follow(method, untuned, chosen, tuned[0]) for method in untuned.methods if method not in chosen}
     found = {name: {**keys, "method": untuned.variants[name]["method"]} for name, keys in (chosen | others).items()}
     text = _preset(preset, options.tune, found)
     results.write_atomic(config.CONF / "experiment" / f"{preset}_tuned.yaml", text.encode())
     return 0
 
 
-def follow(method: str, untuned: Sweep, chosen: Mapping[str, Settings]) -> Settings:
-    """What a method that is not tuned takes from those that are: of the first of them all but `method.`, of that with
-    the same acquisition those; nothing in which it differs from them by its own definition, as an ablation does.
+def follow(method: str, untuned: Sweep, chosen: Mapping[str, Settings], lead: str) -> Settings:
+    """What a method that is not tuned takes from those that are: of `lead` all but `method.`, of that with the same
+    acquisition those; nothing in which it differs from them by its own definition, as an ablation does.
     """
     chains = {chain.method["name"]: chain for chain in untuned.chains}
     own = _values(chains[method])
     same = [name for name in chosen if chains[name].method["acquisition"] == own["method.acquisition"]]
     taken: Settings = {}
-    for source, of_method in ((next(iter(chosen)), False), *((name, True) for name in same[:1])):
+    for source, of_method in ((lead, False), *((name, True) for name in same[:1])):
         before = _values(chains[source])
         for key, value in chosen[source].items():
             if key.startswith("method.") == of_method and key != "method" and own.get(key) == before[key]:
