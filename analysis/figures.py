@@ -93,7 +93,7 @@ def legend(figure: Figure, handles: list[Line2D]) -> None:
     )
 
 
-def handle(method: str, linestyle: str = "-") -> Line2D:
+def handle(method: str) -> Line2D:
     """A legend entry of a method."""
     look = style.look(method)
     return Line2D(
@@ -103,7 +103,7 @@ def handle(method: str, linestyle: str = "-") -> Line2D:
         marker=look.marker,
         ms=4.5,
         lw=weight(method),
-        ls=linestyle,
+        ls=look.line,
         mec="white",
         mew=0.5,
         label=look.label,
@@ -137,7 +137,7 @@ def label_axis(axes: Axes, panel: Panel, rounds: slice = slice(None)) -> None:
 def line(axes: Axes, method: str, x: np.ndarray, y: np.ndarray, hollow: np.ndarray | None = None) -> None:
     """A method's line through all points; markers on all, or on every so many of a long curve, hollow where told."""
     look = style.look(method)
-    axes.plot(x, y, color=look.colour, lw=weight(method), zorder=3 + (method == "mal"))
+    axes.plot(x, y, color=look.colour, lw=weight(method), ls=look.line, zorder=3 + (method == "mal"))
     at = np.arange(len(x)) % -(-len(x) // MARKED) == 0 if len(x) else np.zeros(0, bool)
     empty = np.zeros(len(x), bool) if hollow is None else hollow
     marks: dict[str, Any] = {"ls": "", "marker": look.marker, "zorder": 5}

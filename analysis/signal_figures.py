@@ -47,7 +47,8 @@ def _losses(axes: Axes, panel: Panel, each: Losses) -> None:
         steps = r + np.linspace(0.04, 0.96, points)  # a gap between two rounds
         for m in reversed(range(len(panel.methods))):
             method = panel.methods[m]
-            axes.plot(steps, each.means[m, r], color=style.look(method).colour, lw=0.8 * weight(method))
+            look = style.look(method)
+            axes.plot(steps, each.means[m, r], color=look.colour, ls=look.line, lw=0.8 * weight(method))
     drawn = each.means[~np.isnan(each.means)]
     if drawn.min() > 0 and np.log10(drawn.max() / drawn.min()) > DECADES:
         axes.set_yscale("log")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Marker = Any  # matplotlib's code, or (points, 1 for a star, degrees)
+LineStyle = str | tuple[int, tuple[float, ...]]  # matplotlib's
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Look:
     label: str
     colour: str
     marker: Marker
+    line: LineStyle = "-"
 
 
 LOOKS = {
@@ -46,6 +48,8 @@ LOOKS = {
     "least_confidence": Look("Least confidence", "#44AA99", "8"),
     "random": Look("Random", "#666666", "v"),
 }
+ON_F = "_f"  # ends the name of a baseline whose task model starts from MAL's F, as the study's do
+DOTTED = (0, (1.0, 1.2))
 SPARE_COLOURS = ("#AA7744", "#6699CC", "#AA4466", "#77AADD", "#994455", "#557755", "#BB8866", "#7777BB")
 SPARE_MARKERS: tuple[Marker, ...] = ("d", "<", ">", "8", "H", "h", (3, 1, 180), (5, 1, 180))
 
@@ -79,6 +83,8 @@ def look(method: str) -> Look:
     """The look of a method; one that is not listed gets a colour and marker that follow from its name alone."""
     if method in LOOKS:
         return LOOKS[method]
+    if base := LOOKS.get(method.removesuffix(ON_F)):
+        return Look(f"{base.label} on MAL's F", base.colour, base.marker, DOTTED)
     code = zlib.crc32(method.encode())
     label = method.replace("_", " ")
     label = "MAL " + label.removeprefix("mal ") if label.startswith("mal ") else label[:1].upper() + label[1:]
@@ -94,9 +100,12 @@ def ordered(methods: Iterable[str]) -> list[str]:
     """Methods in the order of every legend and table: MAL, its ablations, the baselines, random sampling last."""
     known = list(LOOKS)
 
-    def place(method: str) -> tuple[int, bool, str]:
-        before = method if method in LOOKS else "vaal" if method.startswith("mal") else "random"
-        return known.index(before), method in LOOKS, method
+    def place(method: str) -> tuple[int, int, str]:
+        if method in LOOKS:
+            return known.index(method), 1, method
+        if (base := method.removesuffix(ON_F)) in LOOKS:
+            return known.index(base), 2, method
+        return known.index("vaal" if method.startswith("mal") else "random"), 0, method
 
     return sorted(methods, key=place)
 

@@ -4,10 +4,10 @@
 
 For each preset: the sweep NAME-tuning, three rounds on seeds 100 and 101, of which no result is reported; its best
 trials as the preset PRESET_tuned in mal/conf/experiment, where the other methods, e.g. ablations, take what was found
-for the first; that preset's own seeds; the report of the tuned methods in DOCS/NAME, of all in DOCS/NAME/all. Run it
-again after anything: what is done is not done again. figures=DIR and docs=DIR (default docs/study) say where the
-reports go. Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are under way, the same command goes on later; 130
-stopped.
+for the first; that preset's own seeds; the report of the tuned methods in DOCS/NAME, of MAL's ablations in
+DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. Run it again after anything: what is done is
+not done again. figures=DIR and docs=DIR (default docs/study) say where the reports go. Exit status: 0 done; 1 a chain
+failed; 2 refused; 3 jobs are under way, the same command goes on later; 130 stopped.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ STEPS = ("tune", "run", "report")
 TUNING_SEEDS = (100, 101)
 TUNING_ROUNDS = 3  # of a chain's: enough to tell settings apart
 EXIT_UNDER_WAY = 3
+START = "mal_init_random"  # MAL's start, random's choice
 KEPT = ("curves.csv", "report.md", "*.png", "tables/*.csv")
 
 Settings = dict[str, Any]
@@ -165,13 +166,28 @@ def _launch(overrides: list[str], runs: Path, name: str) -> int:
 
 
 def _report(untuned: Sweep, tuned: list[str], options: Options) -> None:
-    for folder, methods in ((Path("tuned"), tuned), (Path("all"), untuned.methods)):
-        out = options.figures / folder
-        _analyse(
-            "curves", f"runs={untuned.runs}", f"name={untuned.name}", f"out={out}", f"methods=[{','.join(methods)}]"
-        )
+    for folder, (methods, baseline) in reports(untuned, tuned).items():
+        out, runs = options.figures / folder, f"runs={untuned.runs}"
+        chosen = f"methods=[{','.join(methods)}]", f"baseline={baseline}"
+        _analyse("curves", runs, f"name={untuned.name}", f"out={out}", *chosen)
         copy(out / untuned.name, options.docs / untuned.name / ("" if methods is tuned else folder))
     copy(options.figures / f"{untuned.name}-tuning", options.docs / untuned.name, ("tuning.csv", "tuning.md"))
+
+
+def reports(untuned: Sweep, tuned: list[str]) -> dict[str, tuple[list[str], str]]:
+    """The methods of each report and what they are compared with, by folder.
+
+    choice: those whose task model starts from MAL's F, against random choices on the same start, and random itself.
+    """
+    chains = {chain.method["name"]: chain for chain in untuned.chains}
+    of_mal = [name for name in untuned.methods if chains[name].method["acquisition"] == "mal"]
+    on_f = [name for name in untuned.methods if chains[name].task.init == "from_f" and name not in of_mal]
+    found = {"tuned": (tuned, "random")}
+    if ablations := [name for name in of_mal if name not in ("mal", START)]:
+        found["ablations"] = (["mal", *ablations], "mal")
+    if on_f and START in of_mal:
+        found["choice"] = (["mal", START, *on_f, "random"], START)
+    return found
 
 
 def copy(report: Path, docs: Path, kept: Sequence[str] = KEPT) -> None:

@@ -252,10 +252,14 @@ def test_looks_are_told_apart_and_do_not_depend_on_the_sweep() -> None:
     assert len({look.colour for look in style.LOOKS.values()}) == len(style.LOOKS)
     assert len({look.marker for look in style.LOOKS.values()}) == len(style.LOOKS)
     assert style.look("my_method") == style.look("my_method")
-    assert style.ordered(["random", "my_method", "entropy", "mal_mine", "mal"]) == [
+    assert style.ordered(["random", "my_method", "entropy_f", "entropy", "mal_mine", "mal"]) == [
         "mal",
         "mal_mine",
         "entropy",
+        "entropy_f",
         "my_method",
         "random",
     ]
+    on_f = style.look("entropy_f")
+    assert (on_f.label, on_f.colour) == ("Entropy on MAL's F", style.look("entropy").colour)
+    assert on_f.line != style.look("entropy").line

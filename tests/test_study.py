@@ -114,6 +114,20 @@ def test_what_is_no_step_or_number_is_refused(argument: str, capsys: pytest.Capt
     assert argument in capsys.readouterr().err
 
 
+def test_ablations_and_choices_on_the_same_start_are_reports_of_their_own() -> None:
+    sweep = compose_sweep(["experiment=study_digits", "seeds=1"])
+    paper = ["mal", "vaal", "coreset", "entropy", "bald", "random"]
+    ablations = ["mal", "mal_no_minimax", "mal_no_discriminator", "mal_entropy_query", "mal_diversity_query"]
+    choice = ["mal", "mal_init_random", "vaal_f", "coreset_f", "entropy_f", "bald_f", "random"]
+    assert study.reports(sweep, paper) == {
+        "tuned": (paper, "random"),
+        "ablations": (ablations, "mal"),
+        "choice": (choice, "mal_init_random"),
+    }
+    two = compose_sweep(["experiment=study_digits", "seeds=1", "methods=[mal,random]"])
+    assert list(study.reports(two, ["mal", "random"])) == ["tuned"]
+
+
 def test_a_report_is_kept_without_what_is_large(tmp_path: Path) -> None:
     for name in ("curves.csv", "curves.png", "curves.pdf", "report.md", "report.html", "tables/a.csv", "tables/a.tex"):
         path = tmp_path / "figures" / name
