@@ -1,6 +1,6 @@
 """The study in one command: tune the paper's methods, choose, run the seeds, and keep figures and tables in docs/study.
 
-    python sweeps/study.py [presets=[study_digits,...]] [tune=8] [steps=[tune,run,report]] [KEY=VALUE of launch.py ...]
+    python sweeps/study.py [presets=[study_digits,...]] [tune=6] [steps=[tune,run,report]] [KEY=VALUE of launch.py ...]
 
 For each preset: the sweep NAME-tuning, three rounds on seeds 100 and 101, of which no result is reported; its best
 trials as the preset PRESET_tuned in mal/conf/experiment, where the other methods, e.g. ablations, take what was found
@@ -44,7 +44,7 @@ class Options:
     """What was asked for. rest: overrides for launch.py."""
 
     presets: list[str] = field(default_factory=lambda: list(PRESETS))
-    tune: int = 8
+    tune: int = 6
     steps: list[str] = field(default_factory=lambda: list(STEPS))
     figures: Path = Path("figures")
     docs: Path = Path("docs/study")
