@@ -5,9 +5,10 @@
 For each preset: the sweep NAME-tuning, three rounds on seeds 100 and 101, of which no result is reported; its best
 trials as the preset PRESET_tuned in mal/conf/experiment, where the other methods, e.g. ablations, take what was found
 for the first; that preset's own seeds; the report of the tuned methods in DOCS/NAME, of MAL's ablations in
-DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. Run it again after anything: what is done is
-not done again. figures=DIR and docs=DIR (default docs/study) say where the reports go. Exit status: 0 done; 1 a chain
-failed; 2 refused; 3 jobs are under way, the same command goes on later; 130 stopped.
+DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. A preset without a grid is run as it is. Run it
+again after anything: what is done is not done again. figures=DIR and docs=DIR (default docs/study) say where the
+reports go. Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are under way, the same command goes on later; 130
+stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from mal.config import Chain, flat
 from sweeps import launch
 
 ROOT = Path(__file__).resolve().parent.parent
-PRESETS = ["study_digits", "study_fashion", "study_fashion_imbalanced", "study_scenes"]
+PRESETS = [
+    *("study_digits", "study_fashion", "study_fashion_imbalanced", "study_scenes"),
+    *("study_resnet18", "study_vgg16_bn"),
+]
 STEPS = ("tune", "run", "report")
 TUNING_SEEDS = (100, 101)
 TUNING_ROUNDS = 3  # of a chain's: enough to tell settings apart
@@ -95,9 +99,9 @@ def study(preset: str, options: Options) -> int:
     untuned = compose_sweep([f"experiment={preset}", *options.rest])
     paper = PAPER_METHODS[untuned.chains[0].dataset.task]
     tuned = [method for method in paper if method in untuned.methods]
-    if "tune" in options.steps and (status := _tune(preset, untuned, tuned, options)):
+    if "tune" in options.steps and untuned.tunable and (status := _tune(preset, untuned, tuned, options)):
         return status
-    overrides = [f"experiment={preset}_tuned", *options.rest]
+    overrides = [f"experiment={preset}{'_tuned' * untuned.tunable}", *options.rest]
     if "run" in options.steps and (status := _launch(overrides, untuned.runs, untuned.name)):
         return status
     if "report" in options.steps:
