@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from chains import StopsAt, outcome
+from PIL import Image
 
 import mal.compose
 import mal.config
@@ -142,10 +144,14 @@ def test_a_report_is_kept_without_what_is_large(tmp_path: Path) -> None:
         path = tmp_path / "figures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
+    picture = np.random.default_rng(0).integers(0, 2, (40, 40, 3), np.uint8) * 200
+    Image.fromarray(picture).save(tmp_path / "figures" / "curves.png")
     study.copy(tmp_path / "figures", tmp_path / "docs")
     kept = {p.relative_to(tmp_path / "docs").as_posix() for p in (tmp_path / "docs").rglob("*") if p.is_file()}
     assert kept == {"curves.csv", "curves.png", "report.md", "tables/a.csv"}
     assert (tmp_path / "docs" / "tables" / "a.csv").read_text() == "tables/a.csv"
+    with Image.open(tmp_path / "docs" / "curves.png") as kept_picture:
+        assert np.array_equal(np.asarray(kept_picture.convert("RGB")), picture)  # of eight colours, none is lost
 
 
 @pytest.fixture
