@@ -1,5 +1,8 @@
 """Trials of a tuning: for each method as many settings as for every other, drawn without replacement from its grid.
 
+What is tried of every method, such as the task model's learning rate, has in a trial the same values for all of them:
+no method wins by having drawn the better ones.
+
 A preset says what is tried (mal/conf/experiment/study_*.yaml):
 
     tuning:
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from math import lcm
 from typing import Any
 
 from mal.rng import generator
@@ -34,17 +38,24 @@ def draw_trials(space: Mapping[str, Mapping[str, list[Any]]], methods: Variants,
         if name != "all" and name not in methods:
             raise ValueError(f"tuning.{name}: the sweep has no such method. Its methods: {', '.join(methods)}.")
     variants: Variants = {}
+    shared = _shuffled(space.get("all", {}), "all")
     for method, untuned in methods.items():
-        grid = {**space.get("all", {}), **space.get(method, {})}
-        settings = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-        if len(settings) < trials - 1:
+        own = _shuffled(space.get(method, {}), method)
+        if len(shared) * len(own) < trials - 1:
             raise ValueError(
-                f"tune={trials}: {method} has {len(settings)} settings under `tuning`; add some, or lower it."
+                f"tune={trials}: {method} has {len(shared) * len(own)} settings under `tuning`; add some, or lower it."
             )
-        order = generator("tuning", method).permutation(len(settings))[: trials - 1]
-        chosen = [{}, *(settings[i] for i in order)]
+        chosen: list[dict[str, Any]] = [{}]
+        for i in range(trials - 1):  # along the diagonals of (shared, own), so that no pair comes twice
+            chosen.append(shared[i % len(shared)] | own[(i + i // lcm(len(shared), len(own))) % len(own)])
         variants |= {f"{method}_t{t:02d}": {**untuned, **setting} for t, setting in enumerate(chosen)}
     return variants
+
+
+def _shuffled(grid: Mapping[str, list[Any]], name: str) -> list[dict[str, Any]]:
+    """All settings of a grid in an order that follows from its name."""
+    settings = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    return [settings[i] for i in generator("tuning", name).permutation(len(settings))]
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

@@ -47,6 +47,24 @@ def test_trials_are_as_many_for_each_method_all_different_and_the_first_is_the_p
     assert {c.task.lr for name, c in chains.items() if name.startswith("random_t0")} >= {0.1, 0.2}
 
 
+def test_a_trial_has_the_same_shared_settings_for_every_method_and_no_setting_comes_twice() -> None:
+    space = {
+        "all": {"task.lr": [1, 2, 3], "task.batch": [8, 16]},
+        "mal": {"minimax.lr_f": [1, 2], "minimax.lr_c": [3, 4]},
+    }
+    methods = {name: {"method": name} for name in ("mal", "random", "entropy")}
+    drawn = draw_trials(space, methods, 7)
+    for trial in range(7):
+        shared = [
+            {key: drawn[f"{name}_t{trial:02d}"].get(key) for key in ("task.lr", "task.batch")} for name in methods
+        ]
+        assert shared[0] == shared[1] == shared[2]
+    every = draw_trials(space, {"mal": {}}, 25)
+    settings = {tuple(sorted(variant.items())) for variant in every.values()}
+    assert len(settings) == 25  # 6 x 4 pairs, and the preset
+    assert len({(v.get("minimax.lr_f"), v.get("minimax.lr_c")) for v in list(every.values())[1:5]}) == 4
+
+
 def test_trials_start_from_the_presets_own_variant_of_a_method() -> None:
     drawn = draw_trials({"all": {"task.lr": [1, 2]}}, {"mal": {"method": "mal", "task.momentum": 0.5}}, 2)
     assert drawn["mal_t00"] == {"method": "mal", "task.momentum": 0.5}
