@@ -296,8 +296,10 @@ def _variants(base: DictConfig) -> Variants:
 def _trials(base: DictConfig, methods: Variants, seeds: list[int]) -> Variants:
     if isinstance(base.tune, bool) or not isinstance(base.tune, int) or base.tune < 0:
         raise ValueError(f"tune={base.tune} is not a number of trials for each method: e.g. tune=8, 0 for none.")
-    space = _section(base, "tuning")
+    space, known = _section(base, "tuning"), ["all", *choices("method"), *_section(base, "variants")]
     for name, grid in space.items():
+        if name not in known:
+            raise ValueError(f"tuning.{name}: there is no such method{nearest(name, known) or '.'}")
         if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
             raise ValueError(f"tuning.{name}={grid} is no grid: give each key a list, e.g. {{task.lr:[0.01,0.1]}}.")
     if not space:

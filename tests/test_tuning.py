@@ -78,7 +78,7 @@ def test_trials_start_from_the_presets_own_variant_of_a_method() -> None:
         (["tune=-1", GRID], "tune=-1"),
         (["tune=9", GRID, "methods=[mal]"], "tune=9: mal has 4"),
         (["tune=2", GRID, "methods=[mal]", "seeds=[3,100]"], r"seeds=\[3\]"),
-        (["tune=2", GRID, "methods=[random]"], "tuning.mal"),
+        (["tune=2", "tuning={mall:{task.lr:[0.1]}}"], "tuning.mall: there is no such method; did you mean mal"),
         (["tune=2", "tuning={all:{task.lr:0.1}}"], "tuning.all"),
         (["tune=2", "tuning={all:{task.lrr:[0.1]}}"], "task.lrr"),
         (["variants={x:{task.lr:1}}", "methods=[x]"], "variants.x"),
