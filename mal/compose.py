@@ -44,10 +44,7 @@ SWEEP_KEYS = ("methods", "variants", "tune", "tuning", "seeds", "cluster", "dry_
 
 @dataclass
 class Sweep:
-    """What one launch asks for: the chains, and how to run them. variants: what each method is, by its name.
-
-    tunable: whether the preset says what to try.
-    """
+    """What one launch asks for: the chains, and how to run them. variants: what each method is, by its name."""
 
     name: str
     runs: Path
@@ -57,7 +54,6 @@ class Sweep:
     cluster: dict[str, Any]
     dry_run: bool
     retry: bool
-    tunable: bool
     chains: list[Chain] = field(default_factory=list)
 
 
@@ -85,7 +81,6 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
         cluster=OmegaConf.to_container(base.cluster, resolve=True),  # type: ignore[arg-type]
         dry_run=_boolean("dry_run", base.dry_run),
         retry=_boolean("retry", base.retry),
-        tunable=bool(base.tuning),
     )
     for method, variant in variants.items():
         composed = _compose_variant(method, variant, overrides)

@@ -1,14 +1,14 @@
 """The study in one command: tune the paper's methods, choose, run the seeds, and keep figures and tables in docs/study.
 
-    python sweeps/study.py [presets=[study_digits,...]] [tune=6] [steps=[tune,run,report]] [KEY=VALUE of launch.py ...]
+    python sweeps/study.py [presets=[study_digits,...]] [tune=N] [steps=[tune,run,report]] [KEY=VALUE of launch.py ...]
 
-For each preset: the sweep NAME-tuning, three rounds on seeds 100 and 101, of which no result is reported; its best
-trials as the preset PRESET_tuned in mal/conf/experiment, where the other methods, e.g. ablations, take what was found
-for the first; that preset's own seeds; the report of the tuned methods in DOCS/NAME, of MAL's ablations in
-DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. A preset without a grid is run as it is. Run it
-again after anything: what is done is not done again. figures=DIR and docs=DIR (default docs/study) say where the
-reports go. Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are under way, the same command goes on later; 130
-stopped.
+For each preset: the sweep NAME-tuning, N trials of each method in three rounds on seeds 100 and 101, of which no result
+is reported; its best trials as the preset PRESET_tuned in mal/conf/experiment, where the other methods, e.g. ablations,
+take what was found for the first; that preset's own seeds; the report of the tuned methods in DOCS/NAME, of MAL's
+ablations in DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. With tune=0 a preset is run as it
+is. Run it again after anything: what is done is not done again. figures=DIR and docs=DIR (default docs/study) say where
+the reports go. Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are under way, the same command goes on later;
+130 stopped.
 """
 
 from __future__ import annotations
@@ -29,10 +29,16 @@ from mal.config import Chain, flat
 from sweeps import launch
 
 ROOT = Path(__file__).resolve().parent.parent
-PRESETS = [
-    *("study_digits", "study_fashion", "study_fashion_imbalanced", "study_scenes"),
-    *("study_resnet18", "study_vgg16_bn"),
-]
+# Trials of each method; 0: the preset is run as it is.
+PRESETS = {
+    "study_digits": 6,
+    "study_fashion": 6,
+    "study_fashion_imbalanced": 4,
+    "study_scenes": 3,
+    "study_resnet18": 0,
+    "study_vgg16_bn": 0,
+}
+TRIALS = 6  # of other presets
 STEPS = ("tune", "run", "report")
 TUNING_SEEDS = (100, 101)
 TUNING_ROUNDS = 3  # of a chain's: enough to tell settings apart
@@ -49,7 +55,7 @@ class Options:
     """What was asked for. rest: overrides for launch.py."""
 
     presets: list[str] = field(default_factory=lambda: list(PRESETS))
-    tune: int = 6
+    tune: int | None = None
     steps: list[str] = field(default_factory=lambda: list(STEPS))
     figures: Path = Path("figures")
     docs: Path = Path("docs/study")
@@ -85,8 +91,8 @@ def parse(arguments: Sequence[str]) -> Options:
                 raise ValueError(f"steps={value}: give some of {', '.join(STEPS)}, e.g. steps=[tune].")
             options.steps = names
         elif key == "tune":
-            if not value.isdecimal() or int(value) < 1:
-                raise ValueError(f"tune={value} is not a number of trials for each method, e.g. tune=8.")
+            if not value.isdecimal():
+                raise ValueError(f"tune={value} is not a number of trials for each method, e.g. tune=8; 0 for none.")
             options.tune = int(value)
         elif key in ("figures", "docs"):
             setattr(options, key, Path(value))
@@ -100,9 +106,10 @@ def study(preset: str, options: Options) -> int:
     untuned = compose_sweep([f"experiment={preset}", *options.rest])
     paper = PAPER_METHODS[untuned.chains[0].dataset.task]
     tuned = [method for method in paper if method in untuned.methods]
-    if "tune" in options.steps and untuned.tunable and (status := _tune(preset, untuned, tuned, options)):
+    trials = PRESETS.get(preset, TRIALS) if options.tune is None else options.tune
+    if "tune" in options.steps and trials and (status := _tune(preset, trials, untuned, tuned, options)):
         return status
-    overrides = [f"experiment={preset}{'_tuned' * untuned.tunable}", *options.rest]
+    overrides = [f"experiment={preset}{'_tuned' if trials else ''}", *options.rest]
     if "run" in options.steps and (status := _launch(overrides, untuned.runs, untuned.name)):
         return status
     if "report" in options.steps:
@@ -110,11 +117,11 @@ def study(preset: str, options: Options) -> int:
     return 0
 
 
-def _tune(preset: str, untuned: Sweep, tuned: list[str], options: Options) -> int:
+def _tune(preset: str, count: int, untuned: Sweep, tuned: list[str], options: Options) -> int:
     seeds, methods = ",".join(map(str, TUNING_SEEDS)), ",".join(tuned)
     rest = [override for override in options.rest if not override.startswith(("methods=", "seeds=", "rounds="))]
     rounds = min(TUNING_ROUNDS, untuned.chains[0].rounds)
-    trials = [f"tune={options.tune}", f"seeds=[{seeds}]", f"methods=[{methods}]", f"rounds={rounds}"]
+    trials = [f"tune={count}", f"seeds=[{seeds}]", f"methods=[{methods}]", f"rounds={rounds}"]
     name = f"{untuned.name}-tuning"
     if status := _launch([f"experiment={preset}", *rest, *trials], untuned.runs, name):
         return status
@@ -122,7 +129,7 @@ def _tune(preset: str, untuned: Sweep, tuned: list[str], options: Options) -> in
     chosen = yaml.safe_load((options.figures / name / "chosen.yaml").read_text())["variants"]
     others = {method: follow(method, untuned, chosen, tuned[0]) for method in untuned.methods if method not in chosen}
     found = {name: {**keys, "method": untuned.variants[name]["method"]} for name, keys in (chosen | others).items()}
-    text = _preset(preset, options.tune, found)
+    text = _preset(preset, count, found)
     results.write_atomic(config.CONF / "experiment" / f"{preset}_tuned.yaml", text.encode())
     return 0
 
@@ -190,7 +197,7 @@ def reports(untuned: Sweep, tuned: list[str]) -> dict[str, tuple[list[str], str]
     found = {"tuned": (tuned, "random")}
     if ablations := [name for name in of_mal if name not in ("mal", START)]:
         found["ablations"] = (["mal", *ablations], "mal")
-    if on_f and START in of_mal:
+    if START in of_mal:
         found["choice"] = (["mal", START, *on_f, "random"], START)
     return found
 

@@ -110,16 +110,18 @@ def test_untuned_methods_follow_mal_except_in_what_makes_them_what_they_are() ->
     assert found["bald_f"] == {**weighed, "method.dropout": 0.25}
 
 
-def test_a_preset_without_a_grid_is_run_as_it_is(tmp_path: Path, conf: Path, in_process: list[int]) -> None:
+def test_without_trials_a_preset_is_run_as_it_is(tmp_path: Path, conf: Path, in_process: list[int]) -> None:
     (conf / "experiment" / "plain.yaml").write_text("\n".join(TOY.splitlines()[:-1]).replace("toy", "plain"))
     places = [f"{key}={tmp_path / key}" for key in ("runs", "figures", "docs")]
-    assert study.main([*places, "presets=[plain]", "steps=[tune,run]", "cluster=local", "methods=[random]"]) == 0
+    assert (
+        study.main([*places, "presets=[plain]", "tune=0", "cluster=local", "methods=[random]", "steps=[tune,run]"]) == 0
+    )
     (folder,) = results.chain_folders(tmp_path / "runs", "plain")
     assert results.committed_rounds(folder) == 2
     assert not list((conf / "experiment").glob("plain_*"))
 
 
-@pytest.mark.parametrize("argument", ["steps=[fly]", "tune=0", "tune=few", "steps=[]"])
+@pytest.mark.parametrize("argument", ["steps=[fly]", "tune=-1", "tune=few", "steps=[]"])
 def test_what_is_no_step_or_number_is_refused(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert study.main([argument]) == 2
     assert argument in capsys.readouterr().err
