@@ -34,7 +34,8 @@ PRESETS = {
     "study_digits": 6,
     "study_fashion": 6,
     "study_fashion_imbalanced": 4,
-    "study_scenes": 3,
+    "study_fashion_long": 0,
+    "study_scenes": 0,
     "study_resnet18": 0,
     "study_vgg16_bn": 0,
 }
@@ -182,7 +183,7 @@ def _report(untuned: Sweep, tuned: list[str], options: Options) -> None:
         out, runs = options.figures / folder, f"runs={untuned.runs}"
         chosen = f"methods=[{','.join(methods)}]", f"baseline={baseline}"
         _analyse("curves", runs, f"name={untuned.name}", f"out={out}", *chosen)
-        copy(out / untuned.name, options.docs / untuned.name / ("" if methods is tuned else folder))
+        copy(out / untuned.name, options.docs / untuned.name / ("" if folder == "tuned" else folder))
     copy(options.figures / f"{untuned.name}-tuning", options.docs / untuned.name, ("tuning.csv", "tuning.md"))
 
 
@@ -194,10 +195,11 @@ def reports(untuned: Sweep, tuned: list[str]) -> dict[str, tuple[list[str], str]
     chains = {chain.method["name"]: chain for chain in untuned.chains}
     of_mal = [name for name in untuned.methods if chains[name].method["acquisition"] == "mal"]
     on_f = [name for name in untuned.methods if chains[name].task.init == "from_f" and name not in of_mal]
-    found = {"tuned": (tuned, "random")}
-    if ablations := [name for name in of_mal if name not in ("mal", START)]:
+    found = {"tuned": (tuned or untuned.methods, "random")}
+    ablations = [name for name in of_mal if name not in ("mal", START)]
+    if ablations and "mal" in of_mal:
         found["ablations"] = (["mal", *ablations], "mal")
-    if START in of_mal:
+    if {"mal", START} <= set(of_mal):
         found["choice"] = (["mal", START, *on_f, "random"], START)
     return found
 
