@@ -46,7 +46,6 @@ TUNING_ROUNDS = 3  # of a chain's: enough to tell settings apart
 EXIT_UNDER_WAY = 3
 START = "mal_init_random"  # MAL's start, random's choice
 KEPT = ("curves.csv", "report.md", "*.png", "tables/*.csv")
-COLOURS = 128  # of a figure that is kept
 
 Settings = dict[str, Any]
 
@@ -213,7 +212,11 @@ def copy(report: Path, docs: Path, kept: Sequence[str] = KEPT) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".png":
             with Image.open(path) as picture:
-                picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+                # Maximum coverage: the few pixels of a method's marker keep their colour beside large areas.
+                kept_picture = picture.convert("RGB").quantize(
+                    256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+                )
+            kept_picture.save(target, optimize=True)
         else:
             shutil.copyfile(path, target)
 
