@@ -1,6 +1,6 @@
 # make setup   .venv with the exact versions of requirements.txt (needs Python 3.11, pip, make; no root)
 # make demo    setup, a first sweep on an embedded data set, and its figure
-# make study   setup, then tunes, runs and reports the presets study_*, hours on two cores; ARGS="presets=[study_digits] tune=4"
+# make study   setup, then the study of docs/study.md, hours on two cores; ARGS="presets=[study_digits] tune=4"
 # make test    setup, what the tests need from Debian (root or sudo, once), then pytest; ARGS="-k pool" goes to pytest
 # make chaos   the fault study on a real one-machine Slurm, half an hour: docs/reliability.md; ARGS="repeats=5"
 # make bench   the table of ratios of docs/performance.md, on a quiet machine; ARGS="--threads 1 --clock cpu" on a busy one
