@@ -211,11 +211,14 @@ def _json(path: str, expected: str | None = None) -> Any:
 
 
 def _signals(metrics: dict[str, Any]) -> dict[str, float]:
-    """A round's signals by name; a confidence as what it exceeds its accuracy by, in points."""
+    """A round's signals by name; a confidence as what it exceeds its accuracy by, in points.
+
+    Of maps it is left out: the confidence is that of pixels, and the metric, mean IoU, is no share of them.
+    """
     signals = {name: float(value) for name, value in (metrics.get("signals") or {}).items() if value is not None}
     for prefix, value in (("", metrics.get("value")), ("c_", signals.get("c_value"))):
         confidence = signals.pop(f"{prefix}confidence", None)
-        if confidence is not None and value is not None:
+        if confidence is not None and value is not None and metrics.get("metric") == "accuracy":
             signals[f"{prefix}overconfidence"] = confidence - value
     return signals
 

@@ -20,7 +20,7 @@ MEMBER = re.compile(r".+-\d+")  # one of several networks trained alike, such as
 NAMES = {
     "calibration": "Calibration error of M (%)",
     "overconfidence": "Confidence − accuracy of M (%)",
-    "c_value": "Accuracy of C (%)",
+    "c_value": "C on the test set (%)",
     "c_calibration": "Calibration error of C (%)",
     "c_overconfidence": "Confidence − accuracy of C (%)",
     "c_entropy": "Entropy of C, unlabelled (nats)",

@@ -31,6 +31,13 @@ def test_a_confidence_is_told_as_what_it_exceeds_the_accuracy_by(tmp_path: Path)
     assert found["c_overconfidence"][0, 0].tolist() == [45, 45, 45]
 
 
+def test_of_maps_no_confidence_is_compared_with_mean_iou(tmp_path: Path) -> None:
+    told = {"confidence": 90.0, "calibration": 3.0, "c_value": 20.0, "c_confidence": 80.0}
+    write_chain(tmp_path, "mal", 0, VALUES, metric="miou", metrics={"signals": told})
+    runs, (panel,) = read(tmp_path)
+    assert list(signals.signals_of(panel, runs.rounds)) == ["calibration", "c_value"]
+
+
 def test_signals_are_averaged_over_seeds_and_an_unknown_one_has_its_key_for_a_name(tmp_path: Path) -> None:
     for seed in (0, 1):
         write(tmp_path, "mal", seed, of_my_own=0.5 + seed, d_auc=None)
