@@ -48,10 +48,10 @@ test: debian .venv/.ffcv
 
 chaos: debian .venv/.dev
 	$(PY) -m pytest -m chaos
-	$(PY) tests/chaos.py $(ARGS)
+	$(PY) -m tests.chaos $(ARGS)
 
 bench: .venv/.dev
-	$(PY) benchmarks/table.py $(ARGS)
+	$(PY) -m benchmarks.table $(ARGS)
 
 lint: .venv/.dev
 	.venv/bin/ruff check

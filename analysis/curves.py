@@ -35,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def reports_of(options: Options) -> list[tuple[str, tuple[str, ...]]]:
     """Name and sweeps of each report to write. Raises ValueError where a sweep or the runs folder is not there."""
-    from mal import results
+    from mal.run import folder as run_folder
 
     if not options.runs.is_dir():
         raise ValueError(f"runs={options.runs}: no such folder. Start a sweep with sweeps/launch.py, or set runs=DIR.")
-    known = results.sweep_names(options.runs)
+    known = run_folder.sweep_names(options.runs)
     if not known:
         raise ValueError(f"runs={options.runs}: no sweep there. Start one with sweeps/launch.py, or set runs=DIR.")
     for name in options.names:

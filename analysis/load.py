@@ -14,7 +14,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from mal import results
+from mal.files import sha256
+from mal.run import folder as run_folder
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -103,7 +104,7 @@ def load(runs: Path, names: Sequence[str]) -> Runs:
     chains: list[Chain] = []
     findings: list[Finding] = []
     for name in names:
-        for folder in results.chain_folders(runs, name):
+        for folder in run_folder.chain_folders(runs, name):
             chain, new_rows, new_findings = _read_chain(name, folder)
             chains.append(chain)
             rows += new_rows
@@ -117,24 +118,24 @@ def load(runs: Path, names: Sequence[str]) -> Runs:
 
 def _read_chain(sweep: str, folder: Path) -> tuple[Chain, list[dict[str, Any]], list[Finding]]:
     method, seed = folder.parent.name, int(folder.name.removeprefix("seed-"))
-    config = _flatten(yaml.load((folder / results.CONFIG).read_bytes(), Loader) or {})
+    config = _flatten(yaml.load((folder / run_folder.CONFIG).read_bytes(), Loader) or {})
     rows: list[dict[str, Any]] = []
     findings: list[Finding] = []
     committed: list[int] = []
     failed: tuple[int, str] | None = None
     started: int | None = None
-    for round_folder in results.round_folders(folder):
+    for round_folder in run_folder.round_folders(folder):
         number = int(round_folder.name.removeprefix("round-"))
         try:
             row = _read_round(str(round_folder))
-        except results.DamagedRun as error:
+        except run_folder.DamagedRun as error:
             findings.append(Finding("damaged round", f"{method} seed {seed}, round {number} is left out: {error}"))
             continue
         if row is not None:
             committed.append(number)
             rows.append({"sweep": sweep, "method": method, "seed": seed, "round": number, **row})
-        elif (round_folder / results.FAILED).is_file():
-            failed = number, _failure(round_folder / results.FAILED)
+        elif (round_folder / run_folder.FAILED).is_file():
+            failed = number, _failure(round_folder / run_folder.FAILED)
         else:
             started = number
     planned = config.get("rounds")
@@ -155,16 +156,16 @@ def _read_chain(sweep: str, folder: Path) -> tuple[Chain, list[dict[str, Any]], 
 def _read_round(folder: str) -> dict[str, Any] | None:
     """The columns that a round's files fill; None for a round that is not committed."""
     try:
-        marker = _json(f"{folder}/{results.COMMITTED}")
+        marker = _json(f"{folder}/{run_folder.COMMITTED}")
     except FileNotFoundError:
         return None
     hashes = marker.get("files", {}) if isinstance(marker, dict) else {}
-    metrics = _json(f"{folder}/{results.METRICS}", hashes.get(results.METRICS, ""))
-    provenance = _json(f"{folder}/{results.PROVENANCE}", hashes.get(results.PROVENANCE, ""))
+    metrics = _json(f"{folder}/{run_folder.METRICS}", hashes.get(run_folder.METRICS, ""))
+    provenance = _json(f"{folder}/{run_folder.PROVENANCE}", hashes.get(run_folder.PROVENANCE, ""))
     value = metrics.get("value")
     labeled, pool = metrics.get("labeled"), metrics.get("pool")
     if not isinstance(labeled, int) or not isinstance(pool, int) or "dataset" not in metrics:
-        raise results.DamagedRun(f"{folder}/{results.METRICS} lacks dataset, labeled or pool.")
+        raise run_folder.DamagedRun(f"{folder}/{run_folder.METRICS} lacks dataset, labeled or pool.")
     return {
         "dataset": metrics["dataset"],
         "backbone": metrics.get("backbone") or "",
@@ -187,7 +188,7 @@ def _read_round(folder: str) -> dict[str, Any] | None:
         "git_commit": provenance.get("git_commit"),
         "git_dirty": bool(provenance.get("git_dirty")),
         "versions": _versions(provenance),
-        "labeled_hash": hashes.get(results.LABELED),
+        "labeled_hash": hashes.get(run_folder.LABELED),
         "pool_hash": provenance.get("pool"),
         "folder": folder,
     }
@@ -201,13 +202,13 @@ def _json(path: str, expected: str | None = None) -> Any:
     except FileNotFoundError:
         if expected is None:
             raise
-        raise results.DamagedRun(f"{path} is missing.") from None
-    if expected is not None and results.sha256(data) != expected:
-        raise results.DamagedRun(f"{path} is not the file that was committed.")
+        raise run_folder.DamagedRun(f"{path} is missing.") from None
+    if expected is not None and sha256(data) != expected:
+        raise run_folder.DamagedRun(f"{path} is not the file that was committed.")
     try:
         return json.loads(data)
     except ValueError as error:
-        raise results.DamagedRun(f"{path} is not valid JSON ({error}).") from None
+        raise run_folder.DamagedRun(f"{path} is not valid JSON ({error}).") from None
 
 
 def _signals(metrics: dict[str, Any]) -> dict[str, float]:
@@ -282,4 +283,4 @@ def _nested(budgets: list[set[int]]) -> bool:
 def labels_of(folder: str | os.PathLike[str], name: str) -> Any:
     """The pool indices of a round's file, int64 (n,); None where the round has no such file (a last round's query)."""
     path = Path(folder) / name
-    return results.read_indices(path) if path.is_file() else None
+    return run_folder.read_indices(path) if path.is_file() else None

@@ -22,7 +22,7 @@ from analysis import style
 from analysis.figures import WIDTH, legend_columns
 from analysis.load import Runs
 from analysis.panels import Panel
-from mal import results
+from mal.run import folder as run_folder
 
 IGNORED = 255
 COLUMNS = {"classification": 10, "segmentation": 6}  # images beside each other
@@ -56,7 +56,7 @@ class Picture:
 
 def query_pictures(panel: Panel, rows: pd.DataFrame, runs: Runs) -> list[Picture]:
     """The last round with kept queries of each of the first methods, all of one seed and round, to be compared."""
-    having = rows[[Path(folder, results.QUERIES).is_file() for folder in rows["folder"]]]
+    having = rows[[Path(folder, run_folder.QUERIES).is_file() for folder in rows["folder"]]]
     if having.empty:
         return []
     seed = having["seed"].mode().iloc[0]
@@ -75,7 +75,7 @@ def _task(picture: Picture) -> str:
 def _picture(folder: Path, method: str, seed: int, number: int, runs: Runs) -> Picture:
     config = next(chain.config for chain in runs.chains if chain.folder == folder.parent)
     names = config.get("dataset.class_names") or [str(k) for k in range(int(config["dataset.classes"]))]
-    with np.load(folder / results.QUERIES, allow_pickle=False) as kept:
+    with np.load(folder / run_folder.QUERIES, allow_pickle=False) as kept:
         arrays = {name: kept[name] for name in ("indices", "images", "truth", "predicted", "entropy")}
     count = COLUMNS["segmentation" if arrays["truth"].ndim == 3 else "classification"]
     shown = {name: values[:count] for name, values in arrays.items()}

@@ -11,7 +11,7 @@ import pandas as pd
 from analysis import stats
 from analysis.load import labels_of
 from analysis.panels import Panel
-from mal import results
+from mal.run import folder as run_folder
 
 UNLABELLED, LABELLED, QUERIED = 0, 1, 2
 
@@ -101,8 +101,8 @@ def _bought(chain: pd.DataFrame, rounds: int) -> tuple[str, np.ndarray, np.ndarr
     if first.empty or last.empty:
         return None
     beginning, end = first.iloc[0].to_dict(), last.iloc[0].to_dict()
-    start, query = labels_of(beginning["folder"], results.LABELED), labels_of(beginning["folder"], results.QUERY)
-    final = labels_of(end["folder"], results.LABELED)
+    start, query = labels_of(beginning["folder"], run_folder.LABELED), labels_of(beginning["folder"], run_folder.QUERY)
+    final = labels_of(end["folder"], run_folder.LABELED)
     if start is None or query is None or final is None or not len(query):
         return None
     identity = f"{beginning['labeled_hash']} {beginning['pool_hash']}"
@@ -126,7 +126,7 @@ class FeatureMap:
 
 def feature_maps(panel: Panel, rows: pd.DataFrame, most: int = 4) -> list[FeatureMap]:
     """The first round with features of up to `most` methods, of one seed, so that the maps can be compared."""
-    having = rows[[Path(folder, results.FEATURES).is_file() for folder in rows["folder"]]]
+    having = rows[[Path(folder, run_folder.FEATURES).is_file() for folder in rows["folder"]]]
     if having.empty:
         return []
     seed = having["seed"].mode().iloc[0]
@@ -138,7 +138,7 @@ def feature_maps(panel: Panel, rows: pd.DataFrame, most: int = 4) -> list[Featur
 
 
 def _feature_map(folder: Path, method: str, seed: int, number: int) -> FeatureMap:
-    with np.load(folder / results.FEATURES, allow_pickle=False) as arrays:
+    with np.load(folder / run_folder.FEATURES, allow_pickle=False) as arrays:
         features, state = arrays["features"].astype(np.float64), arrays["state"]
     centred = features - features.mean(axis=0)
     variances, axes = np.linalg.eigh(centred.T @ centred)

@@ -13,7 +13,7 @@ from analysis import stats, style
 from analysis.panels import Panel
 from analysis.table import Table, number
 from analysis.tables import shown_rounds
-from mal import results
+from mal.run import folder as run_folder
 
 POINTS = 25  # of a curve of losses in a round
 MEMBER = re.compile(r".+-\d+")  # one of several networks trained alike, such as an ensemble's
@@ -85,11 +85,11 @@ def losses_of(panel: Panel, rows: pd.DataFrame) -> list[Losses]:
     rounds = tuple(shown_rounds(len(panel.rounds)))
     cubes: dict[tuple[str, str], np.ndarray] = {}
     for method, seed, round_number, folder in rows[["method", "seed", "round", "folder"]].values:
-        path = Path(folder, results.HISTORY)
+        path = Path(folder, run_folder.HISTORY)
         if round_number not in rounds or not path.is_file():
             continue
         at = panel.methods.index(method), panel.seeds.index(seed), rounds.index(round_number)
-        for phase, history in results.read_json(path).items():
+        for phase, history in run_folder.read_json(path).items():
             if not MEMBER.fullmatch(phase):
                 for loss, curve in history["losses"].items():
                     shape = len(panel.methods), len(panel.seeds), len(rounds), POINTS

@@ -1,9 +1,9 @@
 """Time and memory of the acquisition functions beside the public implementations' algorithms, as ratios.
 
-    python benchmarks/acquisition.py                  all comparisons, about ten minutes on two quiet cores
-    python benchmarks/acquisition.py --quick          small sizes, under a minute
-    python benchmarks/acquisition.py --only coreset badge
-    python benchmarks/acquisition.py --growth --candidates 1281167      growth with N and b, to ImageNet's size
+    python -m benchmarks.acquisition                  all comparisons, about ten minutes on two quiet cores
+    python -m benchmarks.acquisition --quick          small sizes, under a minute
+    python -m benchmarks.acquisition --only coreset badge
+    python -m benchmarks.acquisition --growth --candidates 1281167      growth with N and b, to ImageNet's size
 
 The public algorithms are written here plainly, as their papers and packages define them. Where one is slow, it
 runs for a part of the picks and its time is scaled linearly: the output says so. Where `batchbald_redux` is

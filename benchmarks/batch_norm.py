@@ -1,6 +1,6 @@
 """What the choice of batch norm's statistics does to C and D, in committed rounds of MAL on classification.
 
-    python benchmarks/batch_norm.py [--runs runs --name study_digits --out FILE.csv]
+    python -m benchmarks.batch_norm [--runs runs --name study_digits --out FILE.csv]
 
 Algorithm 1 gives F batches of labelled and of unlabelled images in turn, each normalised by its own statistics; scores
 are made with running statistics, which are a mixture of both. So F, C and D of each round are trained once more, which
@@ -25,19 +25,19 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mal import results
-from mal.config import load_chain
+from mal.config.frozen import load_chain
 from mal.data.augment import build_augmentation
 from mal.data.dataset import load
 from mal.data.loader import build_loader, visible_labels
-from mal.data.moments import pixel_statistics
-from mal.device import prepare_device
-from mal.interrupt import Interrupt
+from mal.data.pixel_statistics import pixel_statistics
 from mal.minimax import PHASE, Networks, train_minimax
-from mal.pool import unlabelled
-from mal.progress import Progress
-from mal.signals import auc
-from mal.training import Trainer
+from mal.process.device import prepare_device
+from mal.process.interrupt import Interrupt
+from mal.run import folder as run_folder
+from mal.run.heartbeat import Progress
+from mal.run.ledger import unlabelled
+from mal.training.diagnostics import auc
+from mal.training.loop import Trainer
 
 Row = dict[str, float | str | int]
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--method", default="mal")
     parser.add_argument("--out", type=Path, help="a CSV of every seed")
     options = parser.parse_args()
-    folders = [f for f in results.chain_folders(options.runs, options.name) if f.parent.name == options.method]
+    folders = [f for f in run_folder.chain_folders(options.runs, options.name) if f.parent.name == options.method]
     rows = [row for folder in folders for row in of_chain(folder)]
     if not rows:
         raise SystemExit(f"no committed round of {options.method} in {options.runs / options.name}")
@@ -61,7 +61,7 @@ def main() -> None:
 
 def of_chain(folder: Path) -> list[Row]:
     """The rows of one chain's rounds but the last, which has no query."""
-    config = load_chain(folder / results.CONFIG)
+    config = load_chain(folder / run_folder.CONFIG)
     dataset = load(config.dataset, Path(config.data), config.seed)
     device = prepare_device(config)
     interrupt = Interrupt()
@@ -75,13 +75,13 @@ def of_chain(folder: Path) -> list[Row]:
     test = augmentation.evaluate(device.place(torch.from_numpy(dataset.test.images)))
     truth = dataset.test.labels[np.arange(len(dataset.test))]
     rows: list[Row] = []
-    for number in range(results.committed_rounds(folder) - 1):
-        committed = results.read_round(results.round_folder(folder, number))
+    for number in range(run_folder.committed_rounds(folder) - 1):
+        committed = run_folder.read_round(run_folder.round_folder(folder, number))
         labelled = committed.labeled
         remaining = unlabelled(dataset.pool, labelled)
         with tempfile.TemporaryDirectory() as scratch:
             trainer = Trainer(
-                folder=Path(scratch) / results.CHECKPOINT,
+                folder=Path(scratch) / run_folder.CHECKPOINT,
                 identity="again",
                 key=(config.seed, number),
                 loader=images.showing(visible_labels(len(images), labelled, dataset.oracle.label(labelled))),
@@ -91,7 +91,7 @@ def of_chain(folder: Path) -> list[Row]:
                 checkpoint_seconds=float("inf"),
             )
             networks = train_minimax(config, trainer, labelled, remaining)
-        before = results.read_json(committed.folder / results.HISTORY)[PHASE]["losses"]
+        before = run_folder.read_json(committed.folder / run_folder.HISTORY)[PHASE]["losses"]
         same = all(np.array_equal(before[name], curve) for name, curve in trainer.history[PHASE]["losses"].items())
         known, others = pixels(labelled), pixels(remaining)
         for statistics in ("running", "pool", "apart"):

@@ -1,6 +1,6 @@
 """How a whole round grows: seconds and memory against the candidates N and the budget b, as exponents.
 
-python benchmarks/growth.py [--threads 1 --clock cpu]
+python -m benchmarks.growth [--threads 1 --clock cpu]
 
 Noise of 8x8 pixels through a narrow network; each round in a process of its own, so that its peak of memory is its own.
 An exponent is the slope of a line through the logarithms: 1 is proportional, 0 does not grow.
@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from measure import CLOCKS, arguments, chain, noise
 
-from mal.config import Chain
+from benchmarks.measure import CLOCKS, arguments, chain, noise
+from mal.config.schema import Chain
 
 CANDIDATES, BUDGETS = (10_000, 50_000, 200_000), (100, 1000, 4000)
 FIXED_N, FIXED_B = 50_000, 1000
@@ -37,13 +37,13 @@ def configured(method: str, count: int, budget: int, threads: int) -> Chain:
 def one_round(config: Chain, clock: str) -> dict[str, float]:
     """Seconds of each phase of round 0, and MiB of memory beyond what the process had before."""
     from mal.data.dataset import Dataset
-    from mal.data.splits import Arrays, hash_arrays
-    from mal.device import prepare_device
-    from mal.interrupt import Interrupt
-    from mal.memory import peak_host_mib
-    from mal.pool import Oracle
-    from mal.progress import Progress
+    from mal.data.image_set import Arrays, hash_arrays
+    from mal.process.device import prepare_device
+    from mal.process.interrupt import Interrupt
+    from mal.process.memory import peak_host_mib
     from mal.round import Rounds
+    from mal.run.heartbeat import Progress
+    from mal.run.ledger import Oracle
 
     marks: list[tuple[str, float]] = []
 
@@ -83,7 +83,7 @@ def one_round(config: Chain, clock: str) -> dict[str, float]:
 def measured(method: str, count: int, budget: int, threads: int, clock: str) -> dict[str, float]:
     """`one_round` in a process of its own."""
     words = ("--method", method, "--count", count, "--budget", budget, "--threads", threads, "--clock", clock)
-    command = [sys.executable, __file__, *map(str, words)]
+    command = [sys.executable, "-m", "benchmarks.growth", *map(str, words)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(ended.stdout)
     return found

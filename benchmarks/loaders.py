@@ -1,6 +1,6 @@
 """Images a second: ours from FFCV's files and through torch's workers, against ImageFolder + DataLoader and FFCV's own.
 
-python benchmarks/loaders.py [--images 4000] [--workers 2] [--repeats 5] [--quick]
+python -m benchmarks.loaders [--images 4000] [--workers 2] [--repeats 5] [--quick]
 
 256-pixel JPEGs cut from two photographs, batches of 256. Everything is measured in turn, `--repeats` times after one
 unmeasured epoch; a ratio is the median over these turns. `delivered`: uint8 images on the device, as our loaders give
@@ -36,7 +36,7 @@ Turn = Callable[[], int]
 
 @dataclass(frozen=True)
 class Folder:
-    """JPEGs of 256 x 256 pixels, as mal.data.splits.Files gives them."""
+    """JPEGs of 256 x 256 pixels, as mal.data.image_set.Files gives them."""
 
     paths: tuple[Path, ...]
     labels: np.ndarray
@@ -230,7 +230,7 @@ def first_batches(file: Stored, workers: int) -> list[tuple[float, float]]:
     program = f"""
 import time, numpy as np, torch
 from pathlib import Path
-from mal.data.loader_ffcv import BetonReader, library
+from mal.data.ffcv.reader import BetonReader, library
 began = time.perf_counter()
 library()
 imported = time.perf_counter()

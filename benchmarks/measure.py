@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mal.compose import compose_sweep
-from mal.config import Chain
+from mal.config.compose import compose_sweep
+from mal.config.schema import Chain
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 HEAD = f"{'work':<48} {'ours':>10} {'bare':>10} {'ratio':>7}  {'target':<15}"

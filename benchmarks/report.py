@@ -1,6 +1,6 @@
 """How long a report of 10,000 rounds takes, with and without figures, against reading the files alone.
 
-PYTHONPATH=tests python benchmarks/report.py
+python -m benchmarks.report
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from made_up_runs import write_chain
 
 from analysis import curves
+from tests.made_up_runs import write_chain
 
 METHODS = ("mal", "random", "entropy", "coreset", "bald", "vaal", "badge", "margin", "typiclust", "probcover")
 SEEDS, ROUNDS, CLASSES = 10, 100, 100

@@ -1,6 +1,6 @@
 """Memory that a scan of a pool takes for each of its images: 200,000 of them, from a file of FFCV, against 20,000.
 
-python benchmarks/scan_memory.py [--images 200000] [--quick]
+python -m benchmarks.scan_memory [--images 200000] [--quick]
 
 Each pool is scanned in a process of its own for two scores an image, and every image is checked to have come exactly
 once, in its place. What counts is the largest private memory (RssAnon) above that before the file was opened: pages of
@@ -78,12 +78,12 @@ def scan(path: Path, count: int) -> int:
     from torch import Tensor
 
     from mal.data.augment import Augmentation
+    from mal.data.ffcv.reader import BetonReader
     from mal.data.loader import Loader
-    from mal.data.loader_ffcv import BetonReader
-    from mal.device import Device
-    from mal.interrupt import Interrupt
-    from mal.progress import Progress
-    from mal.scan import Scanner
+    from mal.process.device import Device
+    from mal.process.interrupt import Interrupt
+    from mal.run.heartbeat import Progress
+    from mal.training.scan import Scanner
 
     device, zero = Device(torch.device("cpu"), bf16=False), torch.zeros(1, 3, 1, 1)
     augmentation = Augmentation(flip=False, crop=None, pad_crop=0, mean=zero, std=zero + 1)
@@ -136,7 +136,7 @@ def main() -> None:
         for count in counts:
             path = Path(name, f"{count}.beton")
             write(path, count)
-            command = [sys.executable, __file__, "--images", str(count), "--file", str(path)]
+            command = [sys.executable, "-m", "benchmarks.scan_memory", "--images", str(count), "--file", str(path)]
             peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
             print(f"{count:,} images: {peaks[-1] / 2**20:.1f} MiB above what the process had")
     each = (peaks[1] - peaks[0]) / (counts[1] - counts[0])

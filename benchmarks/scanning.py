@@ -1,6 +1,6 @@
 """A pass over a pool against a bare inference loop of the same network, batch size and precision.
 
-python benchmarks/scanning.py [--threads 1 --clock cpu]
+python -m benchmarks.scanning [--threads 1 --clock cpu]
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import bare
 import numpy as np
 import torch
-from measure import HEAD, Pair, arguments, interleaved, noise, row
 from torch import Tensor
-from training import SETTINGS, configured, task_model
 
+from benchmarks import bare
+from benchmarks.measure import HEAD, Pair, arguments, interleaved, noise, row
+from benchmarks.training import SETTINGS, configured, task_model
 from mal.data.augment import build_augmentation
 from mal.data.loader import MemoryLoader
-from mal.interrupt import Interrupt
-from mal.progress import Progress
-from mal.scan import Scanner
+from mal.process.interrupt import Interrupt
+from mal.run.heartbeat import Progress
+from mal.training.scan import Scanner
 
 IMAGES = {"resnet18 32x32": 1024, "small_cnn 28x28": 8192}
 

@@ -1,6 +1,6 @@
 """Two chains on two cores: side by side with a thread each, as local sweeps run them, against one after the other.
 
-python benchmarks/side_by_side.py
+python -m benchmarks.side_by_side
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from measure import HEAD, arguments, chain, interleaved, row
-
-from mal import results
-from mal.config import save_chain
+from benchmarks.measure import HEAD, arguments, chain, interleaved, row
+from mal.config.frozen import save_chain
+from mal.files import write_atomic
+from mal.run import folder as run_folder
 
 CHAINS = {
     "digits, small_cnn": ("dataset=digits", "rounds=1", "minimax.epochs=5", "task.epochs=5"),
@@ -27,7 +27,7 @@ def start(place: Path, number: int, overrides: tuple[str, ...], threads: int) ->
     """A chain's process, in a folder of its own."""
     folder = place / str(number)
     config = chain(*overrides, f"threads={threads}", "device=cpu")
-    results.write_atomic(folder / results.CONFIG, save_chain(config).encode())
+    write_atomic(folder / run_folder.CONFIG, save_chain(config).encode())
     command = [sys.executable, "-m", "mal.chain", str(folder)]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stderr=subprocess.DEVNULL)
 

@@ -1,6 +1,6 @@
 """What Slurm costs: a round in a job above the same round in this process, and a launch of hundreds of jobs.
 
-    python benchmarks/slurm_overhead.py [--chains 2] [--rounds 3] [--jobs 300] [--threads 1]
+    python -m benchmarks.slurm_overhead [--chains 2] [--rounds 3] [--jobs 300] [--threads 1]
 
 Both on the one-machine Slurm of slurm/local.py; medians of seconds over the rounds, with the machine's load.
 """
@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mal import results
 from mal.chain import run_chain
-from mal.compose import compose_sweep
-from mal.config import save_chain
-from mal.interrupt import Interrupt
+from mal.config.compose import compose_sweep
+from mal.config.frozen import save_chain
+from mal.files import write_atomic
+from mal.process.interrupt import Interrupt
+from mal.run import folder as run_folder
 from slurm.attempts import read_attempts
 from slurm.local import LocalSlurm
 from slurm.local_conf import ClusterShape
@@ -56,14 +57,14 @@ def quietly(*arguments: str) -> None:
 def in_process(folder: Path, sweep: tuple[str, ...]) -> list[float]:
     """Seconds of each round but the first, which also loads what this process keeps."""
     config = compose_sweep([*sweep, "seeds=[0]"]).chains[0]
-    chain = results.chain_folder(folder, "digits", "mal", 0)
-    results.write_atomic(chain / results.CONFIG, save_chain(config).encode())
+    chain = run_folder.chain_folder(folder, "digits", "mal", 0)
+    write_atomic(chain / run_folder.CONFIG, save_chain(config).encode())
     run_chain(chain, None, Interrupt())
     return [_round_seconds(chain, number) for number in range(1, config.rounds)]
 
 
 def _round_seconds(chain: Path, number: int) -> float:
-    return float(results.read_json(results.round_folder(chain, number) / results.METRICS)["seconds"])
+    return float(run_folder.read_json(run_folder.round_folder(chain, number) / run_folder.METRICS)["seconds"])
 
 
 def in_jobs(folder: Path, sweep: tuple[str, ...], chains: int) -> dict[str, list[float]]:
@@ -74,10 +75,10 @@ def in_jobs(folder: Path, sweep: tuple[str, ...], chains: int) -> dict[str, list
         time.sleep(0.2)
     parts: dict[str, list[float]] = {"wait": [], "start": [], "round": [], "end": []}
     for seed in range(chains):
-        chain = results.chain_folder(folder, "digits", "mal", seed)
+        chain = run_folder.chain_folder(folder, "digits", "mal", seed)
         before = submitted
         for number, attempt in enumerate(read_attempts(chain)):
-            committed = (results.round_folder(chain, number) / results.COMMITTED).stat().st_mtime
+            committed = (run_folder.round_folder(chain, number) / run_folder.COMMITTED).stat().st_mtime
             seconds = _round_seconds(chain, number)
             ended = attempt.started + attempt.seconds
             if number:
@@ -115,8 +116,8 @@ def checkpoints(folder: Path, sweep: tuple[str, ...]) -> float:
     steps = 0
     for name, minutes in (("each", 1e-9), ("none", 1e6)):
         found[name] = statistics.median(in_process(folder / name, (*sweep, f"checkpoint_minutes={minutes}")))
-        chain = results.chain_folder(folder / name, "digits", "mal", 0)
-        history = results.read_json(results.round_folder(chain, 1) / results.HISTORY)
+        chain = run_folder.chain_folder(folder / name, "digits", "mal", 0)
+        history = run_folder.read_json(run_folder.round_folder(chain, 1) / run_folder.HISTORY)
         steps = sum(phase["window"] * len(next(iter(phase["losses"].values()))) for phase in history.values())
     return max(0.0, found["each"] - found["none"]) / steps
 

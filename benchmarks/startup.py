@@ -1,6 +1,6 @@
 """From the start of a worker's process to its first step, split into its parts, and from its last line to its end.
 
-python benchmarks/startup.py [--threads 1 --clock cpu]
+python -m benchmarks.startup [--threads 1 --clock cpu]
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import arguments, chain
-
-from mal import results
-from mal.config import Chain, save_chain
+from benchmarks.measure import arguments, chain
+from mal.config.frozen import save_chain
+from mal.config.schema import Chain
+from mal.files import write_atomic
+from mal.run import folder as run_folder
 
 CHAINS = {
     "digits, small_cnn": ("dataset=digits",),
@@ -33,13 +34,13 @@ marks = [("python", now())]
 def mark(name): marks.append((name, now()))
 from pathlib import Path
 from mal.chain import run_chain
-from mal.interrupt import Interrupt
+from mal.process.interrupt import Interrupt
 mark("configuration's imports")
 import torch
 mark("import torch")
 from mal import round as rounds
 from mal.data import dataset
-from mal.progress import Progress
+from mal.run.heartbeat import Progress
 mark("our imports")
 if sys.argv[2] == "resnet18":
     import torchvision
@@ -59,7 +60,7 @@ noted(Progress, "at", "first step")
 run_chain(Path(sys.argv[1]), None, Interrupt())
 mark("rest of the round")
 print(json.dumps(marks))
-from mal.distributed import leave
+from mal.process.distributed import leave
 leave(0)
 """
 
@@ -74,7 +75,7 @@ def timeline(config: Chain, threads: int, clock: str) -> dict[str, float]:
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "chain")
-        results.write_atomic(folder / results.CONFIG, save_chain(config).encode())
+        write_atomic(folder / run_folder.CONFIG, save_chain(config).encode())
         command = [sys.executable, "-c", WORKER, str(folder), str(config.backbone["name"]), clock]
         began = now()
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
 """Every benchmark in a form that fits ten minutes on two quiet cores: one table of ratios.
 
-python benchmarks/table.py [--threads 1 --clock cpu]        (or: make bench)
+python -m benchmarks.table [--threads 1 --clock cpu]        (or: make bench)
 """
 
 from __future__ import annotations
@@ -8,11 +8,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from measure import arguments
+from benchmarks.measure import arguments
 
-HERE = Path(__file__).parent
 RATIOS = ("training", "scanning", "whole_round", "startup", "side_by_side")
 # Scripts with options of their own.
 OTHERS = {"acquisition": ("--quick",), "loaders": ("--quick",)}
@@ -22,11 +20,11 @@ def main() -> None:
     given = arguments(__doc__)
     began = time.monotonic()
     options = ("--repeats", str(given.repeats), "--threads", str(given.threads), "--clock", given.clock)
-    commands = dict.fromkeys(RATIOS, options) | {n: o for n, o in OTHERS.items() if (HERE / f"{n}.py").is_file()}
+    commands = dict.fromkeys(RATIOS, options) | OTHERS
     failed = []
     for name, words in commands.items():
         print(f"== {name}.py {' '.join(words)}", flush=True)
-        if subprocess.run([sys.executable, str(HERE / f"{name}.py"), *words], check=False).returncode:
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *words], check=False).returncode:
             failed.append(name)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes{'; failed: ' + ', '.join(failed) if failed else ''}")
     sys.exit(1 if failed else 0)

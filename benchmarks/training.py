@@ -1,6 +1,6 @@
 """Training against its floors: MAL's step, the task model's step in the training loop, the cost of checkpoints.
 
-python benchmarks/training.py [--threads 1 --clock cpu]
+python -m benchmarks.training [--threads 1 --clock cpu]
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import bare
 import numpy as np
 import torch
-from measure import CLOCKS, HEAD, Pair, arguments, chain, interleaved, noise, paired, row
 from torch import Tensor
 
-from mal import checkpoint
-from mal.config import Chain
+from benchmarks import bare
+from benchmarks.measure import CLOCKS, HEAD, Pair, arguments, chain, interleaved, noise, paired, row
+from mal.config.schema import Chain
 from mal.data.augment import build_augmentation
 from mal.data.loader import MemoryLoader
-from mal.device import Device, prepare_device
-from mal.interrupt import Interrupt
 from mal.minimax import MinimaxObjective, build_networks
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
-from mal.optimizers import Adam
-from mal.progress import Progress
+from mal.process.device import Device, prepare_device
+from mal.process.interrupt import Interrupt
+from mal.run import checkpoint
+from mal.run.heartbeat import Progress
 from mal.task import Supervised
-from mal.training import Inputs, Objective, Trainer
+from mal.training.loop import Inputs, Objective, Trainer
+from mal.training.optimizers import Adam
 
 BATCH = 128
 SETTINGS = {"resnet18 32x32": ("cifar100", "resnet18", 32), "small_cnn 28x28": ("fashion_mnist", "small_cnn", 28)}

@@ -1,6 +1,6 @@
 """A whole round of MAL on digits against the sum of its loops in plain PyTorch.
 
-python benchmarks/whole_round.py [--threads 1 --clock cpu]
+python -m benchmarks.whole_round [--threads 1 --clock cpu]
 
 The bare loops train F, C and D and then M for as many steps on batches of the same sizes, evaluate M, and score the
 pool. What a round does besides: checkpoints, heartbeats, histories, the ledger, the query, files with their hashes.
@@ -12,21 +12,21 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import bare
 import numpy as np
 import torch
-from measure import HEAD, arguments, chain, interleaved, row
 from torch import nn
-from training import task_model
 
-from mal.config import Chain
+from benchmarks import bare
+from benchmarks.measure import HEAD, arguments, chain, interleaved, row
+from benchmarks.training import task_model
+from mal.config.schema import Chain
 from mal.data.dataset import Dataset, load
-from mal.device import Device, prepare_device
-from mal.interrupt import Interrupt
 from mal.minimax import build_networks
-from mal.optimizers import Adam
+from mal.process.device import Device, prepare_device
+from mal.process.interrupt import Interrupt
 from mal.round import Rounds
-from mal.training import steps_of
+from mal.training.loop import steps_of
+from mal.training.optimizers import Adam
 
 
 class Both(nn.Module):

@@ -1,7 +1,7 @@
 """A chain of rounds, run up to a target: what a worker process and a Slurm job do.
 
     python -m mal.chain RUNS/NAME/METHOD/seed-S [--until N]
-    srun -n4 python -m mal.chain ...      # four processes share the work (mal/distributed.py), with one exit status
+    srun -n4 python -m mal.chain ...      # four processes share the work (mal/process/distributed.py)
 
 The target is "the first N rounds are committed" (default: all of the configuration's). Exit status: 0 reached, also at
 once; 1 an error, recorded in the round's FAILED unless the storage failed; 75 interrupted, run it again; 76 another
@@ -23,11 +23,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mal import results
-from mal.config import Chain, load_chain
-from mal.distributed import join, leave, tasks
-from mal.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
-from mal.progress import now, read_progress
+from mal.config.frozen import load_chain
+from mal.config.schema import Chain
+from mal.files import write_json
+from mal.process.distributed import join, leave, tasks
+from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
+from mal.run import folder as run_folder
+from mal.run.heartbeat import now, read_progress
 
 EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY = 0, 1, 76, 77
 LOOK_SECONDS = 2.0
@@ -57,7 +59,7 @@ def locked(chain: Path, patience: float = LOOK_SECONDS) -> Iterator[None]:
 
     patience: seconds to wait for it, by default as long as somebody's look at it (`is_locked`) may hold it.
     """
-    lock = FileLock(chain / results.LOCK)
+    lock = FileLock(chain / run_folder.LOCK)
     try:
         lock.acquire(timeout=patience)
     except Timeout:
@@ -79,13 +81,13 @@ def is_locked(chain: Path) -> bool:
 
 def read_failure(chain: Path) -> dict[str, Any] | None:
     """The recorded error of the chain's next round: keys error, traceback, time; None where there is none."""
-    path = results.round_folder(chain, results.committed_rounds(chain)) / results.FAILED
-    return results.read_json(path) if path.is_file() else None
+    path = run_folder.round_folder(chain, run_folder.committed_rounds(chain)) / run_folder.FAILED
+    return run_folder.read_json(path) if path.is_file() else None
 
 
 def clear_failure(chain: Path) -> None:
     """Forget the recorded error, so that the chain runs again."""
-    (results.round_folder(chain, results.committed_rounds(chain)) / results.FAILED).unlink(missing_ok=True)
+    (run_folder.round_folder(chain, run_folder.committed_rounds(chain)) / run_folder.FAILED).unlink(missing_ok=True)
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -99,11 +101,11 @@ def run_chain(chain: Path, until: int | None, interrupt: Interrupt) -> None:
     Raises `Interrupted`, `ChainLocked`, `RoundFailed`, `OutOfMemory`; another error of a round is recorded in its
     folder and raised.
     """
-    config = load_chain(chain / results.CONFIG)
+    config = load_chain(chain / run_folder.CONFIG)
     target = config.rounds if until is None else min(until, config.rounds)
     agreed = (Interrupted, ChainLocked, RoundFailed)
     with join(config.device != "cpu", config.collective_minutes, agreed) as world, contextlib.ExitStack() as held:
-        if world.once(lambda: results.committed_rounds(chain)) >= target:
+        if world.once(lambda: run_folder.committed_rounds(chain)) >= target:
             world.once(lambda: _clear_up(chain))  # a kill may have come between a commit and this
             return
         interrupt.world = world
@@ -115,7 +117,7 @@ def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt) -
     world = interrupt.world
 
     def committed() -> int:
-        return world.once(lambda: results.committed_rounds(chain))
+        return world.once(lambda: run_folder.committed_rounds(chain))
 
     number = committed()
     try:
@@ -139,15 +141,15 @@ def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt) -
 
 
 def _clear_up(chain: Path) -> None:
-    for folder in results.round_folders(chain):
-        if results.is_committed(folder):
-            results.drop_working_state(folder)
+    for folder in run_folder.round_folders(chain):
+        if run_folder.is_committed(folder):
+            run_folder.drop_working_state(folder)
 
 
 def _prepare(chain: Path, config: Chain, interrupt: Interrupt) -> Any:
     # Imported here, so that a job whose work is done leaves without loading torch.
     from mal.data.dataset import load
-    from mal.device import prepare_device
+    from mal.process.device import prepare_device
     from mal.round import Rounds
 
     device = prepare_device(config, interrupt.world)
@@ -163,11 +165,11 @@ def _refuse_failed(chain: Path) -> None:
 
 def _record(chain: Path, number: int, error: Exception) -> None:
     failure = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc(), "time": now()}
-    results.write_json(results.round_folder(chain, number) / results.FAILED, failure)
+    write_json(run_folder.round_folder(chain, number) / run_folder.FAILED, failure)
 
 
 def _holder(chain: Path) -> str:
-    heartbeat = read_progress(results.round_folder(chain, results.committed_rounds(chain)))
+    heartbeat = read_progress(run_folder.round_folder(chain, run_folder.committed_rounds(chain)))
     return f"process {heartbeat['pid']} on {heartbeat['host']}" if heartbeat else "another process"
 
 

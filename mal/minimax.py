@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mal.config import Chain, Minimax
-from mal.device import Device
-from mal.losses import cross_entropy
+from mal.config.schema import Chain, Minimax
 from mal.models.backbones import build_backbone
 from mal.models.heads import CosineClassifier, Discriminator, MapDiscriminator, PixelClassifier, stride_of
-from mal.optimizers import Adam
-from mal.training import Inputs, Trainer, descend, steps_of
+from mal.process.device import Device
+from mal.training.loop import Inputs, Trainer, descend, steps_of
+from mal.training.losses import cross_entropy
+from mal.training.optimizers import Adam
 
 PHASE = "minimax"
 EPSILON = 1e-5  # inside the logarithm, as in MME
@@ -74,7 +74,7 @@ def entropy(logits: Tensor) -> Tensor:
 def discriminator_loss(labelled: Tensor, unlabelled: Tensor, weights: tuple[float, float] = (1.0, 1.0)) -> Tensor:
     """Binary cross-entropy of D's logits: labelled are 1, unlabelled 0 (Eq. 3, a mean over each side, then their sum).
 
-    weights: those of the two sides' inputs (`mal.training.Inputs`).
+    weights: those of the two sides' inputs (`mal.training.loop.Inputs`).
     """
     return F.softplus(-labelled).mean() * weights[0] + F.softplus(unlabelled).mean() * weights[1]
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mal.config import Chain, Task
-from mal.data.loader import Loader
-from mal.device import Device
-from mal.losses import cross_entropy
+from mal.config.schema import Chain, Task
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
-from mal.optimizers import SGD, Adam
-from mal.scan import Scanner
-from mal.signals import calibration_error
-from mal.training import Inputs, Trainer, descend, steps_of
+from mal.process.device import Device
+from mal.training.loop import Inputs, Trainer, descend, steps_of
+from mal.training.losses import cross_entropy
+from mal.training.optimizers import SGD, Adam
 
 PHASE = "task"
 
@@ -43,19 +39,6 @@ class Supervised:
             loss = cross_entropy(self.model(labelled.images), labelled, self.device.world)
         descend(self.optimizer, loss, self.device.world)
         return {"cross_entropy": loss.detach()}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracy or mean IoU in percent, and that of each class (NaN where there is none of it).
-
-    confidence: the mean probability of the predicted class, percent; calibration: its expected calibration error.
-    """
-
-    value: float
-    per_class: np.ndarray
-    confidence: float = math.nan
-    calibration: float = math.nan
 
 
 def schedule(name: str, progress: float) -> float:
@@ -95,23 +78,6 @@ def train_task_model(
     steps = steps_of(t.epochs, t.epoch_of, pool, len(labelled), t.batch)
     trainer.run(phase, Supervised(model, t, trainer.device), {"labelled": labelled}, t.batch, steps)
     return model
-
-
-def evaluate(model: nn.Module, scanner: Scanner, test: Loader, labels: np.ndarray, classes: int) -> Evaluation:
-    """Accuracy and calibration of M, or of C on F, on the whole test set; labels: int64 (N,)."""
-
-    def predict(images: Tensor) -> dict[str, Tensor]:
-        confidence, predicted = model(images).float().softmax(dim=1).max(dim=1)
-        return {"confidence": confidence, "predicted": predicted}
-
-    found = scanner.scan("evaluate", test, np.arange(len(labels)), predict, model)
-    confidence, predicted = found["confidence"], found["predicted"]
-    count = np.bincount(labels, minlength=classes)
-    correct = np.bincount(labels[predicted == labels], minlength=classes)
-    with np.errstate(invalid="ignore"):
-        per_class = 100 * correct / count
-    calibration = calibration_error(confidence, predicted == labels)
-    return Evaluation(100 * correct.sum() / count.sum(), per_class, float(100 * confidence.mean()), calibration)
 
 
 def _optimizer(model: nn.Module, config: Task) -> torch.optim.Optimizer:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mal import results
-from mal.progress import now, read_progress
+from mal.files import write_json
+from mal.run import folder as run_folder
+from mal.run.heartbeat import now, read_progress
 
 FOLDER = "slurm"
 ATTEMPTS = "attempts.jsonl"
@@ -114,10 +115,10 @@ def may_go_on(cause: str, attempts: Sequence[Attempt]) -> bool:
 
 def give_up(chain: Path, cause: str, tail: Sequence[str]) -> None:
     """Record in the round's folder that a person must look, as for an error; `tail`: the last lines of the log."""
-    number = results.committed_rounds(chain)
+    number = run_folder.committed_rounds(chain)
     error = f"Round {number} was given up: {cause} {(BUDGETS[cause] or 0) + 1} times without anything saved between."
     note = {"error": " ".join([error, ADVICE.get(cause, "")]).strip(), "traceback": "\n".join(tail), "time": now()}
-    results.write_json(results.round_folder(chain, number) / results.FAILED, note)
+    write_json(run_folder.round_folder(chain, number) / run_folder.FAILED, note)
 
 
 def _key(entry: dict[str, Any]) -> tuple[int, int, float]:
@@ -145,17 +146,17 @@ def _attempt(start: dict[str, Any], end: dict[str, Any] | None, seen: dict[str, 
 
 
 def _life(chain: Path, started: float) -> dict[str, Any]:
-    heartbeat = read_progress(results.round_folder(chain, results.committed_rounds(chain))) or {}
+    heartbeat = read_progress(run_folder.round_folder(chain, run_folder.committed_rounds(chain))) or {}
     saved = _last_save(chain)
     return {"alive": max(started, saved, float(heartbeat.get("updated", 0.0))), "saved": saved}
 
 
 def _last_save(chain: Path) -> float:
-    number = results.committed_rounds(chain)
-    folder = results.round_folder(chain, number) / results.CHECKPOINT
+    number = run_folder.committed_rounds(chain)
+    folder = run_folder.round_folder(chain, number) / run_folder.CHECKPOINT
     files = list(folder.rglob("*.ckpt"))
     if number:
-        files.append(results.round_folder(chain, number - 1) / results.COMMITTED)
+        files.append(run_folder.round_folder(chain, number - 1) / run_folder.COMMITTED)
     return max((_modified(path) for path in files), default=0.0)
 
 

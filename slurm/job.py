@@ -26,13 +26,14 @@ from itertools import count
 from pathlib import Path
 from types import FrameType
 
-from mal import results
 from mal.chain import EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY, is_locked, read_failure
-from mal.config import load_chain
-from mal.interrupt import EXIT_INTERRUPTED
-from mal.progress import now, read_progress
-from mal.provenance import other_code
-from mal.worker import last_lines, start_chain
+from mal.config.frozen import load_chain
+from mal.files import write_json
+from mal.process.interrupt import EXIT_INTERRUPTED
+from mal.process.start import last_lines, start_chain
+from mal.run import folder as run_folder
+from mal.run.code_copy import other_code
+from mal.run.heartbeat import now, read_progress
 from slurm.attempts import FOLDER, give_up, may_go_on, read_attempts, write_end, write_start
 from slurm.client import SlurmError, call
 from slurm.squeue import read_queue
@@ -108,13 +109,13 @@ class Job:
 
     def _reached(self, chain: Path) -> bool:
         """Whether nothing is left to do for the chain."""
-        committed = results.committed_rounds(chain)
+        committed = run_folder.committed_rounds(chain)
         try:
-            return committed >= min(self.limits.until, load_chain(chain / results.CONFIG).rounds)
+            return committed >= min(self.limits.until, load_chain(chain / run_folder.CONFIG).rounds)
         except ValueError as error:  # cut or edited by hand
             if not read_failure(chain):
                 note = {"error": f"ValueError: {error}", "traceback": "", "time": now()}
-                results.write_json(results.round_folder(chain, committed) / results.FAILED, note)
+                write_json(run_folder.round_folder(chain, committed) / run_folder.FAILED, note)
             return False
 
     def _refuse(self, chain: Path) -> str:
@@ -161,7 +162,7 @@ class Job:
         # srun has not taken the number of CPUs from sbatch since Slurm 22.05
         cpus = f"--cpus-per-task={os.environ.get('SLURM_CPUS_PER_TASK', '1')}"
         srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", cpus, *(["--overlap"] if overlap else [])]
-        threads = load_chain(chain / results.CONFIG).threads
+        threads = load_chain(chain / run_folder.CONFIG).threads
         started = write_start(chain, self.id, self.restart, self.gpus)
         process, log_start = start_chain(chain, self.limits.until, self._log(chain), threads, {}, srun)
         return Run(chain, process, started, log_start)
@@ -171,8 +172,8 @@ class Job:
 
     def _silent(self, run: Run) -> bool:
         """Whether the last sign of life is too long ago."""
-        number = results.committed_rounds(run.chain)
-        heartbeat = read_progress(results.round_folder(run.chain, number)) or {}
+        number = run_folder.committed_rounds(run.chain)
+        heartbeat = read_progress(run_folder.round_folder(run.chain, number)) or {}
         beat = float(heartbeat.get("updated", 0.0))
         minutes = max(self.limits.hang_minutes, START_MINUTES if beat < run.started else 0.0)
         return time.time() - max(run.started, beat) > 60 * minutes
@@ -219,7 +220,7 @@ class Job:
 
     def _said_goodbye(self, run: Run) -> bool:
         """Whether rank 0 saved and left: srun may kill it when another rank has left a moment before."""
-        heartbeat = read_progress(results.round_folder(run.chain, results.committed_rounds(run.chain))) or {}
+        heartbeat = read_progress(run_folder.round_folder(run.chain, run_folder.committed_rounds(run.chain))) or {}
         return "interrupted" in heartbeat and float(heartbeat["updated"]) > run.started
 
     def _tail(self, run: Run) -> list[str]:

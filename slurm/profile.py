@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from mal.registry import nearest
+from mal.config.registry import nearest
 from slurm.partitions import NodeKind, Partition
 
 PHASES = ("fit", "task", "score")  # of a round: the method's networks, the task model, the pool's scores

@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mal import results
-from mal.provenance import code_variables
+from mal.run import folder as run_folder
+from mal.run.code_copy import code_variables
 from slurm.attempts import FOLDER
 from slurm.client import SlurmError, SlurmSilentError, call
 from slurm.profile import Profile, submitit_parameters
@@ -178,7 +178,7 @@ class Submitter:
 
 def log_of(chain: Path) -> Path | None:
     """The log that the chain's newest job, or worker process, has written into."""
-    logs = [*(chain / FOLDER).glob("*.log"), *chain.glob(results.LOG)]
+    logs = [*(chain / FOLDER).glob("*.log"), *chain.glob(run_folder.LOG)]
     return max(logs, key=lambda path: path.stat().st_mtime, default=None)
 
 

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mal import results
-from mal.options import parse_options
-from mal.registry import nearest
+from mal.config.options import parse_options
+from mal.config.registry import nearest
+from mal.run import folder as run_folder
 from slurm.client import SlurmError, call, slurm_answers
 from slurm.squeue import ChainName, Job, chains_of, read_queue, runs_hash
 from sweeps.survey import survey
@@ -83,12 +83,14 @@ def _workers(runs: Path, name: str, method: str, seed: int | None, jobs: Sequenc
 
 
 def _check(runs: Path, name: str, method: str, seed: int | None) -> None:
-    known = results.sweep_names(runs)
+    known = run_folder.sweep_names(runs)
     if not name:
         raise ValueError(f"name= is needed: which sweep? There are: {', '.join(known) or 'none'} under runs={runs}.")
     if name not in known:
         raise ValueError(f"name={name}: no such sweep under runs={runs}{nearest(name, known) or '.'}")
-    chains = [(folder.parent.name, int(folder.name.rpartition("-")[2])) for folder in results.chain_folders(runs, name)]
+    chains = [
+        (folder.parent.name, int(folder.name.rpartition("-")[2])) for folder in run_folder.chain_folders(runs, name)
+    ]
     methods, seeds = sorted({m for m, _ in chains}), sorted({s for _, s in chains})
     if method and method not in methods:
         hint = nearest(method, methods) or "."

@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 import textwrap
 
-from mal.compose import GROUPS, Sweep, compose_sweep
-from mal.config import CONF, choices
+from mal.config.checks import CONF, choices
+from mal.config.compose import GROUPS, Sweep, compose_sweep
 
 EXIT_USAGE, EXIT_STOPPED = 2, 130
 
@@ -50,7 +50,7 @@ def launch(sweep: Sweep) -> int:
         from sweeps.submitting import launch_on_slurm
 
         return launch_on_slurm(sweep)
-    from mal.provenance import keep_code
+    from mal.run.code_copy import keep_code
     from sweeps.local import run_local, worker_count
     from sweeps.plan import check_data, freeze, reconcile, share_threads
     from sweeps.table import Board

@@ -10,11 +10,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mal import results
 from mal.chain import EXIT_DONE, EXIT_LOCKED, read_failure
-from mal.interrupt import EXIT_INTERRUPTED, Interrupt
-from mal.provenance import code_variables
-from mal.worker import last_lines, start_chain
+from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt
+from mal.process.start import last_lines, start_chain
+from mal.run import folder as run_folder
+from mal.run.code_copy import code_variables
 from sweeps.plan import ChainPlan, cores
 from sweeps.table import Board, Row
 
@@ -80,7 +80,7 @@ def _start(row: Row, slot: int, devices: list[str], code: Path) -> Worker:
     variables = {"MAL_LAUNCHER": str(os.getpid()), **code_variables(code, os.environ.get("PYTHONPATH", ""))}
     if devices:
         variables["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-    log = plan.folder / results.LOG
+    log = plan.folder / run_folder.LOG
     process, start = start_chain(plan.folder, plan.target, log, plan.config.threads, variables)
     row.status = "running"
     return Worker(row, process, slot, start)
@@ -109,7 +109,7 @@ def _reason(worker: Worker, status: int) -> str:
         return str(failure["error"]).splitlines()[0]
     if status < 0:
         return f"killed by {signal.Signals(-status).name}; the same command goes on from its last checkpoint"
-    lines = last_lines(worker.row.plan.folder / results.LOG, worker.log_start)
+    lines = last_lines(worker.row.plan.folder / run_folder.LOG, worker.log_start)
     return lines[-1] if lines else f"exit status {status}"
 
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from mal import results
 from mal.chain import clear_failure, is_locked, read_failure
-from mal.compose import Sweep
-from mal.config import Chain, differences, load_chain, save_chain
-from mal.pool import read_history
-from mal.progress import read_progress
-from mal.provenance import other_code
+from mal.config.compose import Sweep
+from mal.config.frozen import differences, load_chain, save_chain
+from mal.config.schema import Chain
+from mal.files import write_atomic
+from mal.run import folder as run_folder
+from mal.run.code_copy import other_code
+from mal.run.heartbeat import read_progress
+from mal.run.ledger import read_history
 
 MINIMUM_FREE_MIB = 100
 
@@ -78,9 +80,9 @@ def freeze(plans: list[ChainPlan]) -> None:
         if plan.to_run:
             clear_failure(plan.folder)
             content = save_chain(plan.config).encode()
-            path = plan.folder / results.CONFIG
+            path = plan.folder / run_folder.CONFIG
             if not path.is_file() or path.read_bytes() != content:
-                results.write_atomic(path, content)
+                write_atomic(path, content)
 
 
 def share_threads(plans: list[ChainPlan], workers: int) -> None:
@@ -101,7 +103,7 @@ def check_storage(runs: Path) -> None:
     try:
         runs.mkdir(parents=True, exist_ok=True)
         probe = runs / f".write-test-{os.getpid()}"
-        results.write_atomic(probe, b"x")
+        write_atomic(probe, b"x")
         probe.unlink()
     except OSError as error:
         raise ValueError(
@@ -147,16 +149,16 @@ def _check_data(plans: list[ChainPlan]) -> None:
 
 
 def _plan(sweep: Sweep, config: Chain) -> ChainPlan:
-    folder = results.chain_folder(sweep.runs, sweep.name, config.method["name"], config.seed)
+    folder = run_folder.chain_folder(sweep.runs, sweep.name, config.method["name"], config.seed)
     target = config.rounds
-    if not (folder / results.CONFIG).is_file():
+    if not (folder / run_folder.CONFIG).is_file():
         return ChainPlan(folder, config, target, 0, State.NEW, "new")
-    frozen = load_chain(folder / results.CONFIG)
+    frozen = load_chain(folder / run_folder.CONFIG)
     if changed := differences(frozen, config):
         raise ValueError(
             f"{folder} holds another configuration: {'; '.join(changed)}. Launch it as it was, or under another name=."
         )
-    committed = results.committed_rounds(folder)
+    committed = run_folder.committed_rounds(folder)
     history = read_history(folder, committed)
     if target > frozen.rounds and history and history[-1].query is None:
         raise ValueError(
@@ -174,7 +176,7 @@ def _state(folder: Path, committed: int, target: int, retry: bool) -> tuple[Stat
     if committed >= target:
         return State.DONE, "nothing to do"
     if is_locked(folder):
-        heartbeat = read_progress(results.round_folder(folder, committed))
+        heartbeat = read_progress(run_folder.round_folder(folder, committed))
         where = f" (process {heartbeat['pid']} on {heartbeat['host']})" if heartbeat else ""
         return State.RUNNING, f"running already{where}"
     if failure := read_failure(folder):
@@ -182,5 +184,5 @@ def _state(folder: Path, committed: int, target: int, retry: bool) -> tuple[Stat
             first_line = str(failure["error"]).splitlines()[0]
             return State.FAILED, f"failed in round {committed}: {first_line} (retry=true runs it again)"
         return State.PART, f"failed in round {committed} before, runs it again"
-    begun = read_progress(results.round_folder(folder, committed)) is not None
+    begun = read_progress(run_folder.round_folder(folder, committed)) is not None
     return State.PART, f"continues {'in' if begun else 'with'} round {committed}"

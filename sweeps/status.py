@@ -22,9 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mal import results
-from mal.options import parse_boolean, parse_options
-from mal.registry import nearest
+from mal.config.options import parse_boolean, parse_options
+from mal.config.registry import nearest
+from mal.run import folder as run_folder
 from slurm.client import SlurmError, slurm_answers
 from slurm.squeue import Job, read_queue
 from sweeps.survey import ChainView, survey
@@ -166,7 +166,7 @@ def _plain(views: Sequence[ChainView]) -> list[dict[str, Any]]:
 
 
 def _names(runs: Path, name: str) -> list[str]:
-    known = results.sweep_names(runs)
+    known = run_folder.sweep_names(runs)
     if name and name not in known:
         there = f"There are: {', '.join(known)}." if known else "There is none yet."
         raise ValueError(f"name={name}: no such sweep under runs={runs}{nearest(name, known) or '.'} {there}")

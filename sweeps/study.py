@@ -23,9 +23,11 @@ from typing import Any
 
 import yaml
 
-from mal import config, results
-from mal.compose import PAPER_METHODS, Sweep, compose_sweep
-from mal.config import Chain, flat
+from mal.config import checks, frozen
+from mal.config.compose import PAPER_METHODS, Sweep, compose_sweep
+from mal.config.schema import Chain, flat
+from mal.files import write_atomic
+from mal.run import folder as run_folder
 from sweeps import launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +132,7 @@ def _tune(preset: str, count: int, untuned: Sweep, tuned: list[str], options: Op
     others = {method: follow(method, untuned, chosen, tuned[0]) for method in untuned.methods if method not in chosen}
     found = {name: {**keys, "method": untuned.variants[name]["method"]} for name, keys in (chosen | others).items()}
     text = _preset(preset, count, found)
-    results.write_atomic(config.CONF / "experiment" / f"{preset}_tuned.yaml", text.encode())
+    write_atomic(checks.CONF / "experiment" / f"{preset}_tuned.yaml", text.encode())
     return 0
 
 
@@ -170,8 +172,8 @@ def _launch(overrides: list[str], runs: Path, name: str) -> int:
     """launch.py, to the end of the sweep `name`; EXIT_UNDER_WAY where its jobs are not done yet."""
     if status := launch.main(overrides):
         return status
-    for folder in results.chain_folders(runs, name):
-        if results.committed_rounds(folder) < config.load_chain(folder / results.CONFIG).rounds:
+    for folder in run_folder.chain_folders(runs, name):
+        if run_folder.committed_rounds(folder) < frozen.load_chain(folder / run_folder.CONFIG).rounds:
             print(f"study.py: {folder} is not done yet; give the same command again when its jobs are.")
             return EXIT_UNDER_WAY
     return 0

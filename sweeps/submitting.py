@@ -10,10 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mal import results
-from mal.compose import Sweep
-from mal.config import load_chain
-from mal.provenance import CODE, code_hash, keep_code
+from mal.config.compose import Sweep
+from mal.config.frozen import load_chain
+from mal.run import folder as run_folder
+from mal.run.code_copy import CODE, code_hash, keep_code
 from slurm.client import SlurmError, slurm_answers
 from slurm.partitions import read_partitions
 from slurm.profile import Profile, check_against, load_profile
@@ -111,7 +111,7 @@ def _wanted(plans: Sequence[ChainPlan], queue: Sequence[Job], sweep: Sweep) -> l
             if (plan.config.method["name"], plan.config.seed) not in queued:
                 continue
             # what runs has read its number of rounds; more can be added when it is done
-            target = min(target, load_chain(plan.folder / results.CONFIG).rounds)
+            target = min(target, load_chain(plan.folder / run_folder.CONFIG).rounds)
         elif not plan.to_run:
             continue
         config = plan.config
@@ -167,7 +167,7 @@ def _estimate(plans: Sequence[ChainPlan], submissions: Sequence[Submission], pro
     gpus = profile.nodes * profile.gpus
     text = f"{len(submissions)} jobs of {profile.nodes} nodes with {profile.gpus} GPUs: at most {most:.1f} GPU-hours"
     seconds = [
-        float(results.read_json(results.round_folder(plan.folder, number) / results.METRICS)["seconds"])
+        float(run_folder.read_json(run_folder.round_folder(plan.folder, number) / run_folder.METRICS)["seconds"])
         for plan in plans
         for number in range(plan.committed)
     ]

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mal import results
 from mal.chain import read_failure
-from mal.progress import read_progress
+from mal.run import folder as run_folder
+from mal.run.heartbeat import read_progress
 from slurm.attempts import Attempt, read_attempts
 from slurm.squeue import Job, by_chain
 from slurm.submit import log_of
@@ -75,17 +75,17 @@ def survey(runs: Path, name: str, queue: Sequence[Job]) -> list[ChainView]:
     """The chains of a sweep, by method and seed. Changes nothing, and takes no lock."""
     jobs = by_chain(queue, name, runs)
     views = []
-    for folder in results.chain_folders(runs, name):
+    for folder in run_folder.chain_folders(runs, name):
         method, seed = folder.parent.name, int(folder.name.rpartition("-")[2])
         views.append(_view(folder, method, seed, [job for job in jobs.get((method, seed), []) if job.alive]))
     return views
 
 
 def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job]) -> ChainView:
-    committed = results.committed_rounds(folder)
+    committed = run_folder.committed_rounds(folder)
     view = ChainView(method, seed, folder, _rounds(folder, committed), committed, jobs=[job.id for job in jobs])
     seconds = _committed_seconds(view)
-    heartbeat = read_progress(results.round_folder(folder, committed)) or {}
+    heartbeat = read_progress(run_folder.round_folder(folder, committed)) or {}
     failure = read_failure(folder) if committed < view.rounds else None
     on_node = [job for job in jobs if not job.waiting]
     view.log = log_of(folder)
@@ -111,17 +111,17 @@ def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job]) -> ChainVie
 
 def _rounds(folder: Path, committed: int) -> int:
     try:
-        return int(OmegaConf.load(folder / results.CONFIG).rounds)
+        return int(OmegaConf.load(folder / run_folder.CONFIG).rounds)
     except (OmegaConfBaseException, YAMLError, AttributeError, TypeError, ValueError):
-        raise results.DamagedRun(
-            f"{folder / results.CONFIG} is not a chain's configuration; it was cut or edited."
+        raise run_folder.DamagedRun(
+            f"{folder / run_folder.CONFIG} is not a chain's configuration; it was cut or edited."
         ) from None
 
 
 def _committed_seconds(view: ChainView) -> list[float]:
     seconds = []
     for number in range(view.committed):
-        metrics = results.read_json(results.round_folder(view.folder, number) / results.METRICS)
+        metrics = run_folder.read_json(run_folder.round_folder(view.folder, number) / run_folder.METRICS)
         seconds.append(float(metrics["seconds"]))
         view.value, view.metric = float(metrics["value"]), str(metrics["metric"])
         view.gpu_hours += metrics.get("gpus", 0) * seconds[-1] / 3600

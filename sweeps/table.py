@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mal import results
-from mal.progress import read_progress
+from mal.run import folder as run_folder
+from mal.run.heartbeat import read_progress
 from sweeps.plan import ChainPlan, State
 
 REFRESH_SECONDS = 0.5
@@ -84,7 +84,7 @@ class Board:
 
     def follow(self, row: Row) -> None:
         """Take a chain's heartbeat and its new commits from disk."""
-        while results.is_committed(results.round_folder(row.plan.folder, row.committed)):
+        while run_folder.is_committed(run_folder.round_folder(row.plan.folder, row.committed)):
             row.committed += 1
             metrics = self._read_metric(row)
             row.seconds.append(float(metrics["seconds"]))
@@ -94,7 +94,7 @@ class Board:
                     f"round {metrics['round']} committed: {metrics['labeled']} labels, {row.metric} {row.value:.2f}%, "
                     f"{metrics['seconds']:.1f} s",
                 )
-        row.heartbeat = read_progress(results.round_folder(row.plan.folder, row.committed)) or {}
+        row.heartbeat = read_progress(run_folder.round_folder(row.plan.folder, row.committed)) or {}
 
     def ended(self, row: Row) -> None:
         """A chain's process has ended."""
@@ -108,7 +108,7 @@ class Board:
             self.live.update(self._table(), refresh=True)
 
     def _read_metric(self, row: Row) -> dict[str, Any]:
-        metrics = results.read_json(results.round_folder(row.plan.folder, row.committed - 1) / results.METRICS)
+        metrics = run_folder.read_json(run_folder.round_folder(row.plan.folder, row.committed - 1) / run_folder.METRICS)
         row.value, row.metric = metrics["value"], metrics["metric"]
         return dict(metrics)
 

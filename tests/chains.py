@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from mal import results
-from mal.compose import compose_sweep
-from mal.config import Chain, save_chain
+from mal.config.compose import compose_sweep
+from mal.config.frozen import save_chain
+from mal.config.schema import Chain
 from mal.data.augment import Augmentation
 from mal.data.loader import MemoryLoader
-from mal.device import Device
-from mal.interrupt import Interrupt
-from mal.progress import Progress
-from mal.training import Trainer
+from mal.files import write_atomic
+from mal.process.device import Device
+from mal.process.interrupt import Interrupt
+from mal.run import folder as run_folder
+from mal.run.heartbeat import Progress
+from mal.training.loop import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Device(torch.device("cpu"), bf16=False)
@@ -61,8 +63,8 @@ def chain_config(*overrides: str, method: str = "mal", seed: int = 0) -> Chain:
 
 def write_chain(runs: Path, config: Chain) -> Path:
     """Put a configuration where a job reads it; the chain's folder."""
-    folder = results.chain_folder(runs, config.name, config.method["name"], config.seed)
-    results.write_atomic(folder / results.CONFIG, save_chain(config).encode())
+    folder = run_folder.chain_folder(runs, config.name, config.method["name"], config.seed)
+    write_atomic(folder / run_folder.CONFIG, save_chain(config).encode())
     return folder
 
 
@@ -82,7 +84,7 @@ def trainer_in(folder: Path, loader: MemoryLoader, interrupt: Interrupt | None =
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress(folder, 0, interrupt or Interrupt())
     arguments: dict[str, Any] = {
-        "folder": folder / results.CHECKPOINT,
+        "folder": folder / run_folder.CHECKPOINT,
         "identity": "a configuration",
         "key": (0, 0),
         "loader": loader,
@@ -119,15 +121,15 @@ def launch(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 def outcome(folder: Path) -> dict[str, Any]:
     """What a chain arrived at and an interruption must not change: every round's indices (bytes) and metric values."""
     found: dict[str, Any] = {}
-    for round_folder in results.round_folders(folder):
-        committed = results.read_round(round_folder)
+    for round_folder in run_folder.round_folders(folder):
+        committed = run_folder.read_round(round_folder)
         found[round_folder.name] = {
-            "labeled": (round_folder / results.LABELED).read_bytes(),
-            "query": (round_folder / results.QUERY).read_bytes() if committed.query is not None else None,
+            "labeled": (round_folder / run_folder.LABELED).read_bytes(),
+            "query": (round_folder / run_folder.QUERY).read_bytes() if committed.query is not None else None,
             "value": committed.metrics["value"],
             "per_class": committed.metrics["per_class"],
             "query_classes": committed.metrics.get("query_classes"),
-            "history": (round_folder / results.HISTORY).read_bytes(),
+            "history": (round_folder / run_folder.HISTORY).read_bytes(),
         }
     return found
 
@@ -135,8 +137,8 @@ def outcome(folder: Path) -> dict[str, Any]:
 def losses(folder: Path) -> dict[str, list[float]]:
     """Every loss of every round and phase, by name."""
     found = {}
-    for round_folder in results.round_folders(folder):
-        for phase, history in json.loads((round_folder / results.HISTORY).read_text()).items():
+    for round_folder in run_folder.round_folders(folder):
+        for phase, history in json.loads((round_folder / run_folder.HISTORY).read_text()).items():
             for name, curve in history["losses"].items():
                 found[f"{round_folder.name} {phase} {name}"] = curve
     return found

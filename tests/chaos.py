@@ -1,6 +1,6 @@
 """The fault study: everything that a cluster does to jobs, done to chains on a real Slurm at random moments.
 
-    python tests/chaos.py [repeats=3] [seed=0] [only=FAULT,...] [out=FILE.md]      (make chaos)
+    python -m tests.chaos [repeats=3] [seed=0] [only=FAULT,...] [out=FILE.md]      (make chaos)
 
 For each fault a sweep of `repeats` chains runs on a one-machine Slurm; each chain, or the cluster, is hit at moments
 drawn at random. Afterwards each chain's files are compared, byte for byte, with those of a chain of the same seed that
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from mal import results
+from mal.run import folder as run_folder
 from slurm.attempts import read_attempts
 from slurm.local import LocalSlurm
 from slurm.local_conf import ClusterShape
@@ -68,7 +68,7 @@ class Trial:
     @property
     def chains(self) -> list[Path]:
         """The chains' folders, by seed."""
-        return [results.chain_folder(self.runs, "digits", "mal", seed) for seed in range(self.seeds)]
+        return [run_folder.chain_folder(self.runs, "digits", "mal", seed) for seed in range(self.seeds)]
 
     def launch(self) -> None:
         """What a person types; its words go to a log."""
@@ -83,7 +83,7 @@ class Trial:
             return subprocess.Popen([sys.executable, LAUNCH, *self.arguments], stdout=log, stderr=log)
 
     def done(self) -> bool:
-        return all(results.committed_rounds(chain) >= ROUNDS for chain in self.chains)
+        return all(run_folder.committed_rounds(chain) >= ROUNDS for chain in self.chains)
 
     def running(self, seed: int | None = None) -> list[Job]:
         """Jobs of a chain, or of all, that are on a node."""
@@ -124,7 +124,7 @@ def each_chain(trial: Trial, hit: Callable[[int], bool], share: float = 0.8) -> 
     begun = time.monotonic()
     for moment, seed in moments:
         time.sleep(max(0.0, moment - (time.monotonic() - begun)))
-        while results.committed_rounds(trial.chains[seed]) < ROUNDS:
+        while run_folder.committed_rounds(trial.chains[seed]) < ROUNDS:
             if hit(seed):
                 trial.injected += 1
                 break
@@ -216,8 +216,8 @@ def killed_saving(trial: Trial) -> None:
         workers = trial.workers(seed)
         deadline = time.monotonic() + 2
         while workers and time.monotonic() < deadline:
-            for folder in results.round_folders(trial.chains[seed]):
-                parts = [n for n in _names(folder / results.CHECKPOINT) if n.endswith(".tmp") and ".ckpt" in n]
+            for folder in run_folder.round_folders(trial.chains[seed]):
+                parts = [n for n in _names(folder / run_folder.CHECKPOINT) if n.endswith(".tmp") and ".ckpt" in n]
                 if parts:
                     return _signal(workers, signal.SIGKILL)
         return False
@@ -433,13 +433,13 @@ HEADER = """\
 def files_of(chain: Path) -> dict[str, bytes | str]:
     """What must not depend on what happened: indices, metric values, losses."""
     found: dict[str, bytes | str] = {}
-    for folder in results.round_folders(chain)[:ROUNDS]:
-        if not results.is_committed(folder):
+    for folder in run_folder.round_folders(chain)[:ROUNDS]:
+        if not run_folder.is_committed(folder):
             continue
-        for name in (results.LABELED, results.QUERY, results.HISTORY):
+        for name in (run_folder.LABELED, run_folder.QUERY, run_folder.HISTORY):
             if (folder / name).exists():
                 found[f"{folder.name}/{name}"] = (folder / name).read_bytes()
-        metrics = results.read_json(folder / results.METRICS)
+        metrics = run_folder.read_json(folder / run_folder.METRICS)
         found[f"{folder.name}/metrics"] = repr({k: metrics[k] for k in ("value", "per_class", "labeled")})
     return found
 
@@ -471,9 +471,9 @@ def study(case: Case, reference: Path, span: float, seeds: int, rng: random.Rand
             trial.launch()
         case.fault(trial)
         _finish(trial)
-        lost = sum(ROUNDS - results.committed_rounds(chain) for chain in trial.chains)
+        lost = sum(ROUNDS - run_folder.committed_rounds(chain) for chain in trial.chains)
         same = [
-            files_of(chain) == files_of(results.chain_folder(reference, "digits", "mal", seed))
+            files_of(chain) == files_of(run_folder.chain_folder(reference, "digits", "mal", seed))
             for seed, chain in enumerate(trial.chains)
         ]
         redone = sum(attempt.lost for chain in trial.chains for attempt in read_attempts(chain))
@@ -488,7 +488,7 @@ def _finish(trial: Trial) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not trial.done() and time.monotonic() < deadline:
         if not read_queue() and not trial.done():
-            open_ends = [chain for chain in trial.chains if results.committed_rounds(chain) < ROUNDS]
+            open_ends = [chain for chain in trial.chains if run_folder.committed_rounds(chain) < ROUNDS]
             print(f"    a person must look at {open_ends}", flush=True)
             trial.by_hand += len(open_ends)
             trial.extra.append("retry=true")

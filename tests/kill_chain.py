@@ -1,6 +1,6 @@
 """A chain killed with SIGKILL at random moments and run again until done, against one that nothing happened to.
 
-    python tests/kill_chain.py --kills 20
+    python -m tests.kill_chain --kills 20
 
 Moments are drawn in turn inside training, scoring, checkpointing and committing: after a random time in the phase, or
 just before a random one of its file operations. Each attempt is a new process that runs mal.chain; its process image,
@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chains import chain_config, environment, outcome, write_chain
-
-from mal import results
 from mal.chain import run_chain
-from mal.config import Chain
-from mal.interrupt import Interrupt
+from mal.config.schema import Chain
+from mal.files import write_atomic
+from mal.process.interrupt import Interrupt
+from mal.run import folder as run_folder
+from tests.chains import chain_config, environment, outcome, write_chain
 
 KINDS = ("training", "scoring", "checkpointing", "committing")
 CONFIG = ("rounds=3", "minimax.epochs=2", "task.epochs=2", "checkpoint_minutes=0.002")
@@ -58,7 +58,7 @@ class Fate:
         if event not in ("open", "os.rename", "os.remove", "shutil.rmtree"):
             return
         path = str(arguments[1] if event == "os.rename" else arguments[0])
-        if event == "os.rename" and path.endswith(results.PROGRESS):
+        if event == "os.rename" and path.endswith(run_folder.PROGRESS):
             self.phase = json.loads(Path(arguments[0]).read_text())["phase"]
             if self.phase in self.phases and not self.armed:
                 self.armed = True
@@ -71,7 +71,7 @@ class Fate:
     def _belongs(self, path: str) -> bool:
         if self.kind == "checkpointing":
             return ".ckpt" in path
-        return self.phase == "commit" and "round-" in path and results.PROGRESS not in path
+        return self.phase == "commit" and "round-" in path and run_folder.PROGRESS not in path
 
     def _die(self, where: str = "") -> None:
         self.kind = ""  # the note is no file operation of the chain
@@ -116,11 +116,11 @@ def fresh(folder: Path, seconds: float) -> int:
 
 def state(folder: Path) -> str:
     """Where the chain is, seen from outside."""
-    number = results.committed_rounds(folder)
-    place = results.round_folder(folder, number)
+    number = run_folder.committed_rounds(folder)
+    place = run_folder.round_folder(folder, number)
     written = sorted(path.name for path in place.glob("*.*") if path.is_file() and not path.name.startswith("."))
     saved = sorted(path.name for path in place.glob("checkpoint/*.ckpt"))
-    left = [f.name for f in results.round_folders(folder)[:number] if (f / results.CHECKPOINT).exists()]
+    left = [f.name for f in run_folder.round_folders(folder)[:number] if (f / run_folder.CHECKPOINT).exists()]
     parts = [f"{number} rounds committed"]
     parts += [f"checkpoints {', '.join(saved)}"] if saved else []
     parts += [f"uncommitted {', '.join(written)}"] if written else []
@@ -154,7 +154,7 @@ def torment(folder: Path, kills: int, seed: int, start_afresh: bool) -> Counter[
         elif sum(deaths.values()) < kills:
             aside = folder.with_name(f"{folder.name}-{len(list(folder.parent.iterdir()))}")
             folder.rename(aside)
-            results.write_atomic(folder / results.CONFIG, (aside / results.CONFIG).read_bytes())
+            write_atomic(folder / run_folder.CONFIG, (aside / run_folder.CONFIG).read_bytes())
         else:
             return deaths
 
@@ -184,7 +184,7 @@ def main() -> int:
         print(f"undisturbed: {config.rounds} rounds in {time.monotonic() - began:.1f} s", flush=True)
         folder = write_chain(Path(place, "killed"), config)
         deaths = torment(folder, options.kills, options.seed, options.fresh)
-        chains = [path.parent for path in folder.parent.glob(f"*/{results.CONFIG}")]
+        chains = [path.parent for path in folder.parent.glob(f"*/{run_folder.CONFIG}")]
         wrong = [line for chain in chains for line in differences(chain, undisturbed)]
     print(
         f"{sum(deaths.values())} kills ({', '.join(f'{n} {kind}' for kind, n in deaths.items())}), {len(chains)} chains"

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from chains import made_up_images
 from PIL import Image
+
+from tests.chains import made_up_images
 
 SYNSETS = ("n01440764", "n01443537", "n02099601")  # tench, goldfish, golden retriever
 

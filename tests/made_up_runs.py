@@ -1,4 +1,4 @@
-"""Run folders with made-up values, in the format of mal.results, for tests that know the answer."""
+"""Run folders with made-up values, in the format of mal.run.folder, for tests that know the answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import yaml
 
 from analysis import curves, panels
 from analysis.load import Runs, load
-from mal import results
+from mal.files import sha256
+from mal.run import folder as run_folder
 
 
 def read(runs: Path, *names: str) -> tuple[Runs, list[panels.Panel]]:
@@ -59,7 +60,7 @@ def write_chain(
     the last. metrics, provenance, config: further keys. queries: pool indices of each round's query; default random.
     history: the losses that every round recorded.
     """
-    chain = results.chain_folder(runs, name, method, seed)
+    chain = run_folder.chain_folder(runs, name, method, seed)
     chain.mkdir(parents=True)
     resolved = {
         "dataset": {"name": dataset, "classes": classes},
@@ -71,7 +72,7 @@ def write_chain(
         "seed": seed,
         "task": {"epochs": 5},
     } | (config or {})
-    (chain / results.CONFIG).write_text(yaml.safe_dump(resolved))
+    (chain / run_folder.CONFIG).write_text(yaml.safe_dump(resolved))
     order = np.random.default_rng(seed).permutation(pool)
     labeled, rest = order[:initial], order[initial:]
     chooser = np.random.default_rng([seed, *method.encode()])
@@ -107,14 +108,14 @@ def write_chain(
             "versions": {"python": "3.11.7", "torch": "2.15.0"},
         } | (provenance or {})
         if number not in skip:
-            folder = results.round_folder(chain, number)
+            folder = run_folder.round_folder(chain, number)
             write_round(folder, filled, origin, np.sort(labeled), None if last else query, history)
         labeled = np.concatenate([labeled, query])
         rest = np.setdiff1d(rest, query)
     if failed:
-        folder = results.round_folder(chain, len(values))
+        folder = run_folder.round_folder(chain, len(values))
         folder.mkdir()
-        (folder / results.FAILED).write_text(json.dumps({"error": failed, "traceback": f"Traceback\n{failed}"}))
+        (folder / run_folder.FAILED).write_text(json.dumps({"error": failed, "traceback": f"Traceback\n{failed}"}))
     return chain
 
 
@@ -127,16 +128,20 @@ def write_round(
     history: dict[str, Any] | None = None,
 ) -> None:
     """One committed round; not durable (no fsync), because tests write many."""
-    files = {results.METRICS: _json(metrics), results.PROVENANCE: _json(provenance), results.LABELED: _npy(labeled)}
+    files = {
+        run_folder.METRICS: _json(metrics),
+        run_folder.PROVENANCE: _json(provenance),
+        run_folder.LABELED: _npy(labeled),
+    }
     if query is not None:
-        files[results.QUERY] = _npy(query)
+        files[run_folder.QUERY] = _npy(query)
     if history is not None:
-        files[results.HISTORY] = _json(history)
+        files[run_folder.HISTORY] = _json(history)
     folder.mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    hashes = {name: results.sha256(data) for name, data in files.items()}
-    (folder / results.COMMITTED).write_bytes(_json({"format": results.FORMAT, "files": hashes}))
+    hashes = {name: sha256(data) for name, data in files.items()}
+    (folder / run_folder.COMMITTED).write_bytes(_json({"format": run_folder.FORMAT, "files": hashes}))
 
 
 def example(runs: Path) -> None:
@@ -169,7 +174,7 @@ def example(runs: Path) -> None:
                 runs, method, seed, values, dataset="digits_imbalanced", gpus=1, seconds=50 + 9 * len(method), **more
             )
             if seed == 0 and method in ("mal", "coreset"):
-                write_features(results.round_folder(chain, 1))
+                write_features(run_folder.round_folder(chain, 1))
 
 
 def write_features(folder: Path, count: int = 300) -> None:

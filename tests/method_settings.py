@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 
-from mal import results
-from mal.compose import compose_sweep
-from mal.config import Chain
+from mal.config.compose import compose_sweep
+from mal.config.schema import Chain
 from mal.data.dataset import load
-from mal.device import prepare_device
-from mal.interrupt import Interrupt
 from mal.methods import METHODS, Method, Setting
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
-from mal.progress import Progress
+from mal.process.device import prepare_device
+from mal.process.interrupt import Interrupt
 from mal.round import Rounds
+from mal.run import folder as run_folder
+from mal.run.heartbeat import Progress
 
 QUICK = ("device=cpu", "threads=1", "seeds=1", "minimax.epochs=0.1", "task.epochs=0.5", "backbone.width=4")
 
@@ -38,8 +38,8 @@ def setting(folder: Path, method: str, *overrides: str) -> Setting:
     rounds = Rounds(
         folder, config, load(config.dataset, Path(config.data), config.seed), prepare_device(config), interrupt
     )
-    progress = Progress(results.round_folder(folder, 0), 0, interrupt)
-    return rounds._setting(0, rounds.ledger.state(0), results.round_folder(folder, 0), progress)
+    progress = Progress(run_folder.round_folder(folder, 0), 0, interrupt)
+    return rounds._setting(0, rounds.ledger.state(0), run_folder.round_folder(folder, 0), progress)
 
 
 def build(setting: Setting) -> Method:

@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from chains import StopsAt, chain_config, environment, outcome, python, run_chain_process, write_chain
 
-from mal import results
 from mal.chain import (
     EXIT_OUT_OF_MEMORY,
     ChainLocked,
@@ -29,10 +27,13 @@ from mal.chain import (
     read_failure,
     run_chain,
 )
-from mal.config import Chain
-from mal.interrupt import Interrupt, Interrupted
-from mal.progress import read_progress
-from mal.results import DamagedRun
+from mal.config.schema import Chain
+from mal.files import write_json
+from mal.process.interrupt import Interrupt, Interrupted
+from mal.run import folder as run_folder
+from mal.run.folder import DamagedRun
+from mal.run.heartbeat import read_progress
+from tests.chains import StopsAt, chain_config, environment, outcome, python, run_chain_process, write_chain
 
 FILES = {"labeled.npy", "metrics.json", "provenance.json", "history.json", "COMMITTED"}
 
@@ -63,7 +64,7 @@ def test_a_chain_leaves_what_the_contract_says(undisturbed: dict[str, Path]) -> 
     assert {path.name for path in folder.iterdir()} - {".lock"} == {"config.yaml", "round-0", "round-1"}
     assert {path.name for path in (folder / "round-0").iterdir()} == FILES | {"query.npy"}
     assert {path.name for path in (folder / "round-1").iterdir()} == FILES  # the last round asks for nothing
-    first, second = (results.read_round(results.round_folder(folder, number)) for number in (0, 1))
+    first, second = (run_folder.read_round(run_folder.round_folder(folder, number)) for number in (0, 1))
     assert first.query is not None
     assert (len(first.labeled), len(first.query), len(second.labeled)) == (20, 20, 40)
     assert np.array_equal(second.labeled, np.union1d(first.labeled, first.query))
@@ -95,7 +96,7 @@ def test_query_classes_are_those_of_the_query(undisturbed: dict[str, Path]) -> N
     from mal.data.dataset import load
 
     dataset = load(chain_config().dataset, Path("nowhere"), 0)
-    found = results.read_round(undisturbed["entropy"] / "round-0")
+    found = run_folder.read_round(undisturbed["entropy"] / "round-0")
     assert found.query is not None
     expected = np.bincount(dataset.oracle.label(found.query), minlength=10)
     assert found.metrics["query_classes"] == expected.tolist()
@@ -120,13 +121,12 @@ def test_the_same_chain_elsewhere_is_the_same(tmp_path: Path, undisturbed: dict[
 
 
 def test_kept_models_are_those_that_were_evaluated(tmp_path: Path, undisturbed: dict[str, Path]) -> None:
-    from chains import CPU
-
     from mal.data.augment import build_augmentation
     from mal.data.dataset import load
-    from mal.data.moments import pixel_statistics
+    from mal.data.pixel_statistics import pixel_statistics
     from mal.models.backbones import build_backbone
     from mal.models.heads import TaskModel
+    from tests.chains import CPU
 
     config = chain_config("keep_model=true", method="random")
     folder = finished(tmp_path, config)
@@ -157,16 +157,16 @@ def test_interrupted_wherever_it_looks_a_chain_ends_as_undisturbed(
 ) -> None:
     folder = write_chain(tmp_path, chain_config())
     phases, attempts = set(), 0
-    while results.committed_rounds(folder) < 2:
+    while run_folder.committed_rounds(folder) < 2:
         attempts += 1
         try:
             run_chain(folder, None, StopsAt(4 + attempts % 12))
         except Interrupted:
-            number = results.committed_rounds(folder)
-            beat = read_progress(results.round_folder(folder, number))
+            number = run_folder.committed_rounds(folder)
+            beat = read_progress(run_folder.round_folder(folder, number))
             assert beat is None or beat["interrupted"] == "a test"
             phases.add(beat["phase"] if beat else "between rounds")
-            assert not (results.round_folder(folder, number) / results.FAILED).exists()
+            assert not (run_folder.round_folder(folder, number) / run_folder.FAILED).exists()
         assert attempts < 60
     assert {"minimax", "task"} <= phases
     assert phases & {"evaluate", "score", "commit"}
@@ -211,8 +211,8 @@ def _payload(path: Path) -> Any:
 def test_a_kill_between_the_commit_and_the_cleaning_up_is_healed(tmp_path: Path, undisturbed: dict[str, Path]) -> None:
     folder = write_chain(tmp_path, chain_config())
     run_chain(folder, 1, Interrupt())
-    assert results.committed_rounds(folder) == 1
-    results.write_json(folder / "round-0" / "checkpoint" / "progress.json", {"attempts": 3})
+    assert run_folder.committed_rounds(folder) == 1
+    write_json(folder / "round-0" / "checkpoint" / "progress.json", {"attempts": 3})
     run_chain(folder, None, Interrupt())
     assert not (folder / "round-0" / "checkpoint").exists()
     assert outcome(folder) == outcome(undisturbed["mal"])
@@ -245,12 +245,12 @@ def test_an_error_is_recorded_with_its_traceback_and_not_tried_again(tmp_path: P
     assert "cifar-100-python/train is missing" in failure["error"]
     assert "Traceback" in failure["traceback"]
     assert "read_cifar100" in failure["traceback"]
-    recorded = (folder / "round-0" / results.FAILED).read_bytes()
+    recorded = (folder / "round-0" / run_folder.FAILED).read_bytes()
     again = run_chain_process(folder)
     assert again.returncode == 1
     assert "failed before: ValueError" in again.stderr
     assert "retry=true" in again.stderr
-    assert (folder / "round-0" / results.FAILED).read_bytes() == recorded
+    assert (folder / "round-0" / run_folder.FAILED).read_bytes() == recorded
     clear_failure(folder)
     assert read_failure(folder) is None
 
@@ -296,13 +296,13 @@ def test_a_method_that_asks_twice_for_an_image_fails_and_commits_nothing(
     folder = write_chain(tmp_path, chain_config(method="random"))
     with pytest.raises(DamagedRun, match="method random: an index is queried twice"):
         run_chain(folder, None, Interrupt())
-    assert not results.is_committed(folder / "round-0")
+    assert not run_folder.is_committed(folder / "round-0")
     monkeypatch.undo()
     with pytest.raises(RoundFailed, match="queried twice"):
         run_chain(folder, None, Interrupt())
     clear_failure(folder)
     run_chain(folder, None, Interrupt())
-    assert results.committed_rounds(folder) == 2
+    assert run_folder.committed_rounds(folder) == 2
 
 
 def test_a_chain_that_another_process_works_on_is_left_alone_with_76(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_chain_that_another_process_works_on_is_left_alone_with_76(tmp_path: P
     assert ended.returncode == 76
     assert "is being worked on by" in ended.stderr
     assert not is_locked(folder)
-    assert results.round_folders(folder) == []
+    assert run_folder.round_folders(folder) == []
 
 
 def test_of_two_writers_one_works_and_the_other_leaves(tmp_path: Path, undisturbed: dict[str, Path]) -> None:
@@ -345,7 +345,7 @@ def test_storage_that_cannot_be_written_to_is_no_failure_of_the_chain(
     assert ended.returncode == 1
     assert os.strerror(27) in ended.stderr  # EFBIG
     assert "Traceback" not in ended.stderr
-    assert list(folder.rglob(results.FAILED)) == []
+    assert list(folder.rglob(run_folder.FAILED)) == []
     run_chain(folder, None, Interrupt())
     assert outcome(folder) == outcome(undisturbed["random"])
 
@@ -370,11 +370,11 @@ def test_a_damaged_round_stops_the_chain_and_is_named(tmp_path: Path) -> None:
     with pytest.raises(DamagedRun, match=r"round-0/labeled\.npy is not the file that was committed"):
         run_chain(folder, None, Interrupt())
     assert path.read_bytes() == whole[:-8]
-    assert not results.is_committed(folder / "round-1")
+    assert not run_folder.is_committed(folder / "round-1")
     path.write_bytes(whole)
     clear_failure(folder)
     run_chain(folder, None, Interrupt())
-    assert results.committed_rounds(folder) == 2
+    assert run_folder.committed_rounds(folder) == 2
 
 
 def test_a_chain_on_another_pool_is_refused(tmp_path: Path) -> None:

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chains import StopsAt, chain_config, outcome, write_chain
-from test_distributed import run_chain as run_as_job
-from test_distributed import together
 
-from mal import results
 from mal.chain import run_chain
-from mal.compose import compose_sweep
-from mal.config import Chain
+from mal.config.compose import compose_sweep
+from mal.config.schema import Chain
 from mal.data.dataset import load
-from mal.interrupt import Interrupt, Interrupted
-from mal.progress import read_progress
+from mal.process.interrupt import Interrupt, Interrupted
+from mal.run import folder as run_folder
+from mal.run.heartbeat import read_progress
+from tests.chains import StopsAt, chain_config, outcome, write_chain
+from tests.process.test_distributed import run_chain as run_as_job
+from tests.process.test_distributed import together
 
 SCENES = (
     *("dataset=digit_scenes", "dataset.train=40", "dataset.test=10", "backbone.width=2", "backbone.discriminator=4"),
@@ -57,7 +57,7 @@ def test_metrics_are_mean_iou_and_count_pixels(undisturbed: Path) -> None:
         assert sum(found["pool_classes"]) == 40 * 48 * 48
         assert {"confidence", "calibration", "c_value", "c_calibration"} <= found["signals"].keys()
         assert 0 < found["signals"]["confidence"] < 100
-    query = results.read_round(undisturbed / "round-0").query
+    query = run_folder.read_round(undisturbed / "round-0").query
     assert query is not None
     expected = np.bincount(dataset.train.labels[query].ravel(), minlength=11)
     assert metrics(undisturbed, 0)["query_classes"] == expected.tolist()
@@ -66,12 +66,12 @@ def test_metrics_are_mean_iou_and_count_pixels(undisturbed: Path) -> None:
 def test_interrupted_wherever_it_looks_it_ends_as_undisturbed(tmp_path: Path, undisturbed: Path) -> None:
     folder = write_chain(tmp_path, scenes_config())
     phases, attempts = set(), 0
-    while results.committed_rounds(folder) < 2:
+    while run_folder.committed_rounds(folder) < 2:
         attempts += 1
         try:
             run_chain(folder, None, StopsAt(4 + attempts % 9))
         except Interrupted:
-            beat = read_progress(results.round_folder(folder, results.committed_rounds(folder)))
+            beat = read_progress(run_folder.round_folder(folder, run_folder.committed_rounds(folder)))
             phases.add(beat["phase"] if beat else "between rounds")
         assert attempts < 60
     assert attempts > 3
@@ -103,9 +103,9 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, undisturbed: Path) 
 def test_kept_queries_are_images_truth_prediction_and_entropy(undisturbed: Path) -> None:
     config = scenes_config()
     dataset = load(config.dataset, Path("nowhere"), 0)
-    query = results.read_round(undisturbed / "round-0").query
+    query = run_folder.read_round(undisturbed / "round-0").query
     assert query is not None
-    with np.load(undisturbed / "round-0" / results.QUERIES, allow_pickle=False) as kept:
+    with np.load(undisturbed / "round-0" / run_folder.QUERIES, allow_pickle=False) as kept:
         assert np.array_equal(kept["indices"], query[:3])
         assert np.array_equal(kept["images"], dataset.train.images[query[:3]])
         assert np.array_equal(kept["truth"], dataset.train.labels[query[:3]])
@@ -113,8 +113,8 @@ def test_kept_queries_are_images_truth_prediction_and_entropy(undisturbed: Path)
         assert kept["predicted"].max() < 11
         assert (kept["entropy"].shape, kept["entropy"].dtype) == ((3, 48, 48), np.float16)
         assert 0 <= kept["entropy"].min() <= kept["entropy"].max() <= np.log(11) + 1e-2
-    assert not (undisturbed / "round-1" / results.QUERIES).exists()
-    with np.load(undisturbed / "round-0" / results.FEATURES, allow_pickle=False) as kept:
+    assert not (undisturbed / "round-1" / run_folder.QUERIES).exists()
+    with np.load(undisturbed / "round-0" / run_folder.FEATURES, allow_pickle=False) as kept:
         assert kept["features"].shape == (40, 8)
 
 

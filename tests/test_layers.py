@@ -1,87 +1,49 @@
 """The direction of imports, what may import torch, and the size of files and functions."""
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
+import sys
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("mal", "sweeps", "slurm", "analysis")
+from tests.import_graph import MODULES, PACKAGES, PAGE, ROOT, imports, in_order, room, rooms, table
 
-# A module may import those above its own line, and those of its own line.
+# A room may import those above its own line, and those of its own line.
 LAYERS = [
-    {"mal", "mal.registry", "mal.rng", "mal.results", "mal.acquisition", "mal.distributed"},
-    {"mal.memory", "mal.optimizers", "mal.folders", "mal.options"},
-    {"mal.method_keys", "mal.task_keys", "mal.signals", "mal.provenance", "mal.models.batch_norm", "mal.worker"},
+    {"mal", "mal.files", "mal.listing", "mal.rng"},
     {"mal.config"},
-    {"mal.tuning"},
-    {"mal.compose"},
-    {"mal.interrupt", "mal.device", "mal.pool", "mal.checkpoint"},
-    {"mal.progress"},
-    {"mal.data", "mal.models"},
-    {"mal.training", "mal.scan", "mal.footprint"},
-    {"mal.losses"},
+    {"mal.process"},
+    {"mal.run", "mal.acquisition", "mal.models"},
+    {"mal.data"},
+    {"mal.training"},
     {"mal.task", "mal.minimax"},
-    {"mal.maps"},
     {"mal.methods"},
-    {"mal.samples"},
+    {"mal.record"},
     {"mal.round"},
     {"mal.chain"},
     {"slurm"},
     {"sweeps"},
 ]
-LOGIN_NODE = {
-    "mal.config",
-    "mal.compose",
-    "mal.results",
-    "mal.registry",
+LOGIN_NODE = {name for name in MODULES if name.startswith("mal.config.")} | {
+    "mal.chain",
+    "mal.files",
+    "mal.process.start",
     "mal.rng",
-    "mal.pool",
-    "mal.method_keys",
-    "mal.task_keys",
-    "mal.provenance",
-    "mal.tuning",
-    "mal.worker",
+    "mal.run.code_copy",
+    "mal.run.folder",
+    "mal.run.ledger",
+    "sweeps.launch",
+    "sweeps.local",
+    "sweeps.plan",
 }
 HEAVY = {"torch", "torchvision", "torchmetrics", "sklearn", "scipy", "pandas", "matplotlib", "seaborn", "numba", "ffcv"}
 
 
-def modules(package: str) -> dict[str, Path]:
-    """Every module of a package by its dotted name."""
-    found = {}
-    for path in sorted((ROOT / package).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = {name: path for package in PACKAGES for name, path in modules(package).items()}
-
-
-def imports(path: Path, everywhere: bool = True) -> Iterator[str]:
-    """The modules that a file imports; `everywhere`: also inside functions."""
-    tree = ast.parse(path.read_text())
-    nodes = ast.walk(tree) if everywhere else iter(tree.body)
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                yield whole if whole in MODULES else str(node.module)
-
-
 def layer(module: str) -> int:
-    """The line of LAYERS that names the module or, else, its nearest package."""
-    name = module
-    while name:
-        for number, names in enumerate(LAYERS):
-            if name in names and (name != "mal" or module == "mal"):
-                return number
-        name = name.rpartition(".")[0]
-    raise AssertionError(f"{module} has no place in LAYERS: give it one")
+    """The line of LAYERS that names the module's room."""
+    for number, names in enumerate(LAYERS):
+        if room(module) in names:
+            return number
+    raise AssertionError(f"{module} has no place in LAYERS: give its room one")
 
 
 OURS = [name for name in MODULES if not name.startswith("analysis")]
@@ -97,13 +59,22 @@ def test_a_module_imports_only_what_is_above_it(module: str) -> None:
     assert wrong == []
 
 
+def test_there_is_no_circle() -> None:
+    in_order(rooms())
+    in_order({name: {other for other in imports(path) if other in MODULES} for name, path in MODULES.items()})
+
+
+def test_the_page_has_the_graph_as_it_is() -> None:
+    assert table() in PAGE.read_text(), "say: python -m tests.import_graph, and put its table into docs/architecture.md"
+
+
 def test_analysis_imports_only_the_results_schema() -> None:
     wrong = {
         f"{module}: {other}"
         for module, path in MODULES.items()
         if module.partition(".")[0] == "analysis"
         for other in imports(path)
-        if other.partition(".")[0] in ("mal", "sweeps", "slurm") and other not in ("mal.results", "mal")
+        if other.partition(".")[0] in ("mal", "sweeps", "slurm") and other not in ("mal.run.folder", "mal.files", "mal")
     }
     assert wrong == set()
 
@@ -128,15 +99,13 @@ def reached_at_import(module: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("module", sorted(LOGIN_NODE | {"mal.chain", "sweeps.launch", "sweeps.plan", "sweeps.local"}))
+@pytest.mark.parametrize("module", sorted(LOGIN_NODE))
 def test_the_login_node_needs_no_heavy_package(module: str) -> None:
     assert {name: by for name, by in reached_at_import(module).items() if name in HEAVY} == {}
 
 
 def test_results_need_numpy_and_the_standard_library_alone() -> None:
-    import sys
-
-    assert {name for name in reached_at_import("mal.results") if name not in sys.stdlib_module_names} == {"numpy"}
+    assert {name for name in reached_at_import("mal.run.folder") if name not in sys.stdlib_module_names} == {"numpy"}
 
 
 def test_pandas_and_plotting_stay_out_of_jobs() -> None:
@@ -151,8 +120,6 @@ def test_pandas_and_plotting_stay_out_of_jobs() -> None:
 
 
 def test_no_module_shadows_the_standard_library() -> None:
-    import sys
-
     # `python sweeps/launch.py` puts sweeps/ first on the path.
     names = {path.stem for package in ("sweeps", "analysis") for path in (ROOT / package).glob("*.py")}
     assert names & set(sys.stdlib_module_names) <= {"__init__"}
@@ -187,7 +154,7 @@ def test_datasets_are_named_in_their_specification_alone() -> None:
     names = {path.stem for path in (ROOT / "mal" / "conf" / "dataset").glob("*.yaml")}
     wrong = []
     for module, path in MODULES.items():
-        if module == "mal.data.sources" or module.startswith("analysis"):
+        if module.startswith(("mal.data.sources.", "analysis")):
             continue
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
@@ -204,4 +171,4 @@ def test_there_is_one_training_loop() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "backward":
                 found.add(module)
-    assert found == {"mal.training"}
+    assert found == {"mal.training.loop"}

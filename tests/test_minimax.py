@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chains import CPU, chain_config
 from torch import Tensor, nn
 
-from mal.config import Minimax
+from mal.config.schema import Minimax
 from mal.minimax import EPSILON, MinimaxObjective, Networks, build_networks, discriminator_loss, entropy
-from mal.training import Inputs
+from mal.training.loop import Inputs
+from tests.chains import CPU, chain_config
 
 DOUBLE = torch.float64
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from chains import CPU
-from test_chain_maps import scenes_config
-from test_minimax import Watch, finite_difference, named, noise
 from torch import Tensor
 
 from mal.minimax import Networks, build_networks, entropy
-from mal.training import Inputs
+from mal.training.loop import Inputs
+from tests.chains import CPU
+from tests.test_chain_maps import scenes_config
+from tests.test_minimax import Watch, finite_difference, named, noise
 
 
 def small_networks() -> Networks:

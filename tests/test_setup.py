@@ -99,7 +99,7 @@ def test_no_committed_file_names_a_registry_or_a_machine() -> None:
 
 def test_packages_and_their_data_are_declared() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
     assert packages == {pattern.rstrip("*") for pattern in setuptools["packages"]["find"]["include"]}
     for package, patterns in setuptools["package-data"].items():
         data = {path for path in (ROOT / package).rglob("*") if path.suffix in {".yaml", ".csv", ".html"}}

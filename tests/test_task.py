@@ -7,20 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chains import CPU, chain_config, made_up_images, plain_augmentation, trainer_in
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from mal.config import Chain, Task
+from mal.config.schema import Chain, Task
 from mal.data.loader import MemoryLoader
-from mal.interrupt import Interrupt
 from mal.minimax import build_networks
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
-from mal.progress import Progress
-from mal.scan import Scanner
-from mal.task import Supervised, evaluate, schedule, train_task_model
-from mal.training import Inputs
+from mal.process.interrupt import Interrupt
+from mal.run.heartbeat import Progress
+from mal.task import Supervised, schedule, train_task_model
+from mal.training.evaluate import evaluate
+from mal.training.loop import Inputs
+from mal.training.scan import Scanner
+from tests.chains import CPU, chain_config, made_up_images, plain_augmentation, trainer_in
 
 CLASSES = 10
 

@@ -7,7 +7,7 @@ importing this package costs numpy alone.
 
 from mal.acquisition.badge import badge
 from mal.acquisition.batchbald import batchbald, joint_information
-from mal.acquisition.estimate import Estimate, available_memory, estimate
+from mal.acquisition.estimate import Estimate, estimate
 from mal.acquisition.kcenter import kcenter_greedy
 from mal.acquisition.probcover import coverage_radius, probcover
 from mal.acquisition.ranking import stochastic_scores, top_b
@@ -20,6 +20,7 @@ from mal.acquisition.uncertainty import (
     softmax,
     variation_ratio,
 )
+from mal.process.memory import available_memory
 
 __all__ = [
     "Estimate",

@@ -1,8 +1,9 @@
 """What an acquisition will need, before anything is computed: memory in bytes, arithmetic, and roughly the time."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 CPU_FLOPS = 5e10
 """float32 operations a second that one core's matrix product reaches at the least."""
@@ -44,24 +45,6 @@ class Estimate:
             f"{self.name}: {self.memory / 2**30:.3g} GiB beyond {self.inputs / 2**30:.3g} GiB of inputs, "
             f"{self.flops / 1e12:.3g} TFLOP, about {minutes:.2g} min a core"
         )
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: the machine's free memory, or what its control group leaves of it."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    limit, used = _read_group("memory.max"), _read_group("memory.current")
-    return free if limit is None or used is None else max(0, min(free, limit - used))
-
-
-def _read_group(name: str) -> int | None:
-    """A number of this process's control group (version 2), None where there is none or no limit."""
-    try:
-        group = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        return int(Path("/sys/fs/cgroup", group.lstrip("/"), name).read_text())
-    except (OSError, StopIteration, ValueError):  # another system, version 1, or "max"
-        return None
 
 
 def estimate(

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mal.acquisition.checks import Indices, Progress, check_budget, check_features, report, squared_norms
-from mal.acquisition.estimate import Estimate, available_memory
+from mal.acquisition.estimate import Estimate
+from mal.process.memory import available_memory
 
 _BLOCK = 2048
 _SAMPLE = 1024

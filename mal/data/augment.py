@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mal.config import Dataset as Spec
-from mal.data.splits import IGNORED
+from mal.config.schema import Dataset as Spec
+from mal.data.image_set import IGNORED
 from mal.rng import generator
 
 PIECE = 2**18  # numbers normalised at a time on a CPU

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mal.config import Dataset as Spec
-from mal.data import bdd100k, folder, imagenet, inaturalist2018, scenes  # noqa: F401  registers them
-from mal.data.prepared import open_prepared
-from mal.data.sources import SOURCES, Split, check_split, stratified
-from mal.data.splits import Labels, Readable, hash_arrays
-from mal.pool import Oracle
+from mal.config.schema import Dataset as Spec
+from mal.data.ffcv.prepared import open_prepared
+from mal.data.image_set import Labels, Readable, Split, hash_arrays
+from mal.data.sources.registry import SOURCES, stratified
 from mal.rng import generator
+from mal.run.ledger import Oracle
 
 
 @dataclass(frozen=True)
@@ -89,3 +88,22 @@ def thin(
         count = min(len(members), max(minimum, round(ratio_of[label] * len(members))))
         kept.append(random.choice(members, size=count, replace=False))
     return np.sort(np.concatenate(kept))
+
+
+def check_split(name: str, part: str, split: Split, spec: Spec, expected: int) -> None:
+    """Refuse images and labels that are not what the specification says, with a ValueError."""
+    labels, shape = split.labels, (spec.channels, spec.size, spec.size)
+    if split.shape != shape:
+        raise ValueError(f"{name}: {part} images are uint8 {split.shape}, not uint8 {shape}.")
+    if len(split) != len(labels):
+        raise ValueError(f"{name}: {len(split)} {part} images but {len(labels)} labels.")
+    if len(split) != expected:
+        key = "train" if part == "training" else "test"
+        raise ValueError(
+            f"{name}: {len(split)} {part} images where {expected} are expected: the files are not whole, or set "
+            f"dataset.{key}={len(split)} if this is what you mean."
+        )
+    if not isinstance(labels, np.ndarray) or labels.ndim > 1:
+        return  # maps are checked one by one as they are read
+    if labels.min() < 0 or labels.max() >= spec.classes:
+        raise ValueError(f"{name}: {part} labels from {labels.min()} to {labels.max()}, not 0 to {spec.classes - 1}.")

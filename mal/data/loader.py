@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mal.acquisition.estimate import available_memory
-from mal.data.splits import IGNORED, Arrays, in_memory
+from mal.data.image_set import IGNORED, Arrays, in_memory
+from mal.process.memory import available_memory
 from mal.rng import generator
 
 HIDDEN = -1  # the label of an image whose label has not been bought
@@ -151,7 +151,7 @@ def build_loader(kind: str, split: Any, labels: Labels, device: torch.device, wo
 
         return Loader(TorchReader(split, device, workers), labels, device)
     assert kind == "ffcv", kind
-    from mal.data.loader_ffcv import BetonReader
+    from mal.data.ffcv.reader import BetonReader
 
     return Loader(BetonReader(split.beton, split.shape, device, workers), labels, device)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mal.interrupt import shielded
+from mal.process.interrupt import shielded
 
 AHEAD = 2  # batches that each worker may have ready
 

@@ -36,23 +36,16 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mal import __version__, results
-from mal.compose import compose_sweep
-from mal.config import Dataset as Spec
-from mal.config import choices
-from mal.data.beton import (
-    Compression,
-    check_beton,
-    encode_jpeg,
-    map_shape,
-    page_size,
-    require_ffcv,
-    stored,
-    sync,
-    write_beton,
-)
-from mal.data.dataset import read_source
-from mal.data.prepared import (
+from mal import __version__
+from mal.config.checks import choices
+from mal.config.compose import compose_sweep
+from mal.config.options import parse_boolean, parse_options
+from mal.config.registry import nearest
+from mal.config.schema import Dataset as Spec
+from mal.data.dataset import check_split, read_source
+from mal.data.ffcv.beton import Compression, check_beton, encode_jpeg, map_shape, page_size, stored, sync, write_beton
+from mal.data.ffcv.library import require_ffcv
+from mal.data.ffcv.prepared import (
     FORMAT,
     MANIFEST,
     MODES,
@@ -65,13 +58,11 @@ from mal.data.prepared import (
     read_manifest,
     remember_checked,
 )
-from mal.data.sources import check_split
-from mal.data.splits import Files, Readable, hash_arrays
-from mal.data.spread import WorkersDied
-from mal.folders import some
-from mal.options import parse_boolean, parse_options
-from mal.progress import now
-from mal.registry import nearest
+from mal.data.ffcv.worker_pool import WorkersDied
+from mal.data.image_set import Files, Readable, hash_arrays
+from mal.files import write_json
+from mal.listing import some
+from mal.run.heartbeat import now
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 130
 DEFAULTS = {
@@ -224,7 +215,7 @@ def _write(order: Order, splits: dict[str, Readable], folder: Path) -> dict[str,
     try:
         _write_parts(order, splits, temporary)
         manifest = _manifest(order, splits, temporary)
-        results.write_json(temporary / MANIFEST, manifest)
+        write_json(temporary / MANIFEST, manifest)
         sync(temporary)
         if folder.is_dir():
             old = folder.with_name(f".{folder.name}.old")

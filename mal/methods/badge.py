@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mal.acquisition.badge import badge
 from mal.methods.base import METHODS, Method, Scores
-from mal.methods.features import count_picks, feature_size, require_memory
+from mal.methods.common import count_picks, feature_size, require_memory
 from mal.models.heads import TaskModel
 
 

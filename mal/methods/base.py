@@ -10,14 +10,14 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor, nn
 
-from mal.config import Chain
+from mal.config.registry import Registry
+from mal.config.schema import Chain
 from mal.data.loader import Loader
 from mal.minimax import Networks, train_minimax
 from mal.models.heads import TaskModel
-from mal.registry import Registry
 from mal.rng import generator
-from mal.scan import Scanner
-from mal.training import Trainer
+from mal.training.loop import Trainer
+from mal.training.scan import Scanner
 
 METHODS: Registry[type[Method]] = Registry("method.acquisition")
 Scores = dict[str, np.ndarray]
@@ -49,7 +49,7 @@ class Setting:
         return generator(self.config.seed, self.number, *purpose)
 
     def scan(self, function: Callable[[Tensor], Mapping[str, Tensor]], *modules: nn.Module) -> Scores:
-        """`function` of every unlabelled image, in the order of `unlabelled`; see `mal.scan.Scanner.scan`."""
+        """`function` of every unlabelled image, in the order of `unlabelled`; see `mal.training.scan.Scanner.scan`."""
         return self.scanner.scan("score", self.loader, self.unlabelled, function, *modules)
 
 

@@ -14,7 +14,7 @@ from mal.acquisition.batchbald import batchbald
 from mal.acquisition.ranking import top_b
 from mal.methods.bald import BALD, predict
 from mal.methods.base import METHODS, Scores
-from mal.methods.features import count_picks, require_memory, without
+from mal.methods.common import count_picks, require_memory, without
 from mal.models.heads import TaskModel
 
 

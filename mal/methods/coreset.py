@@ -6,7 +6,7 @@ import numpy as np
 
 from mal.acquisition.kcenter import kcenter_greedy
 from mal.methods.base import METHODS, Method, Scores
-from mal.methods.features import count_picks, feature_size, require_memory, scan_features, select_device
+from mal.methods.common import count_picks, feature_size, require_memory, scan_features, select_device
 from mal.models.heads import TaskModel
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mal.acquisition.ranking import top_b
 from mal.acquisition.uncertainty import PassAccumulator, variation_ratio
 from mal.methods.base import METHODS, Method, Scores
-from mal.methods.features import queries
+from mal.methods.common import queries
 from mal.models.heads import TaskModel
 from mal.task import train_task_model
 

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from mal.acquisition.ranking import top_b
 from mal.methods.base import METHODS, Method, Scores
+from mal.methods.common import predictive_entropy
 from mal.models.heads import TaskModel
-
-
-def predictive_entropy(logits: Tensor) -> Tensor:
-    """H of the softmax of logits (B, K), in nats: float32 (B,); of (B, K, H, W), the mean over the pixels."""
-    h = pixel_entropy(logits)
-    return h.mean(dim=(1, 2)) if h.ndim == 3 else h
-
-
-def pixel_entropy(logits: Tensor) -> Tensor:
-    """H of each prediction, in nats: (B, K, ...) to float32 (B, ...)."""
-    log_p = logits.float().log_softmax(dim=1)
-    return -(log_p.exp() * log_p).sum(dim=1)
 
 
 @METHODS.register("entropy")

@@ -11,11 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from mal.acquisition.ranking import top_b
+from mal.config.registry import Registry
 from mal.methods.base import METHODS, Method, Scores
-from mal.methods.entropy import predictive_entropy
+from mal.methods.common import predictive_entropy
 from mal.models.heads import TaskModel
-from mal.registry import Registry
-from mal.signals import discriminator_signals, spearman
+from mal.training.diagnostics import discriminator_signals, spearman
 
 Rule = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 RULES: Registry[Rule] = Registry("method.query")

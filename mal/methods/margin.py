@@ -9,7 +9,7 @@ import numpy as np
 from mal.acquisition import uncertainty
 from mal.acquisition.ranking import top_b
 from mal.methods.base import METHODS, Method, Scores
-from mal.methods.features import of_images
+from mal.methods.common import of_images
 from mal.models.heads import TaskModel
 
 

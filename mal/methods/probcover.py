@@ -10,7 +10,7 @@ import numpy as np
 
 from mal.acquisition.probcover import coverage_radius, probcover
 from mal.methods.base import METHODS, Method, Scores
-from mal.methods.features import count_picks, feature_size, random_state, require_memory, scan_features
+from mal.methods.common import count_picks, feature_size, random_state, require_memory, scan_features
 from mal.models.heads import TaskModel
 
 

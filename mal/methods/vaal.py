@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mal.acquisition.ranking import top_b
-from mal.device import Device
 from mal.methods.base import METHODS, Method, Scores, Setting
-from mal.methods.features import queries
+from mal.methods.common import queries
 from mal.minimax import discriminator_loss
 from mal.models.heads import Discriminator, TaskModel
 from mal.models.vae import LARGEST_STRIDE_2, VAE
-from mal.optimizers import Adam
-from mal.signals import discriminator_signals
-from mal.training import Inputs, descend, steps_of
+from mal.process.device import Device
+from mal.training.diagnostics import discriminator_signals
+from mal.training.loop import Inputs, descend, steps_of
+from mal.training.optimizers import Adam
 
 PHASE = "vaal"
 HIDDEN_UNITS = 512

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from mal.registry import Registry
+from mal.config.registry import Registry
 
 
 class BuildBackbone(Protocol):

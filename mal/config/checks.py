@@ -1,0 +1,169 @@
+"""What a chain's configuration may be: checked as a whole on the login node, without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mal.config.method_keys import check_method
+from mal.config.registry import nearest
+from mal.config.schema import Chain, Dataset, flat
+from mal.config.task_keys import TASKS, check_task
+
+CONF = Path(__file__).parents[1] / "conf"
+TEMPLATE = "template"
+QUERIES_OF_D = ("intersection", "entropy_of_unlabeled", "rank_sum", "discriminator")
+
+
+def choices(group: str) -> list[str]:
+    """The names that a group of mal/conf offers, e.g. the datasets; a template to copy is none."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != TEMPLATE)
+
+
+@cache
+def method_section(method: str) -> dict[str, Any]:
+    """The section `method` of a method's YAML over those it starts from; jobs read it too, so without Hydra."""
+    path = CONF / "method" / f"{method}.yaml"
+    file: Any = OmegaConf.to_container(OmegaConf.load(path))
+    section: dict[str, Any] = {}
+    for parent in file.get("defaults", []):
+        section |= method_section(parent) if parent != "_self_" else {}
+    section |= file.get("method", {})
+    if "acquisition" not in section:
+        raise ValueError(f"{path} has no method.acquisition, the name that the method is registered by in mal/methods.")
+    return section
+
+
+def validate(chain: Chain) -> None:
+    """Refuse what cannot run, with a ValueError that names the key; the datasets' files are checked later."""
+    _check_choices(chain)
+    check_numbers(chain)
+    file_name("name", chain.name)
+    for key in ("runs", "data"):
+        if not getattr(chain, key):
+            raise ValueError(f"{key}= is empty: give a folder, e.g. {key}={key}.")
+    _check_image(chain)
+    _check_method(chain.method)
+    check_task(chain.dataset, chain.backbone, chain.method, CONF)
+    pool, needed = pool_size(chain.dataset), chain.initial + (chain.rounds - 1) * chain.budget
+    if needed > pool:
+        raise ValueError(
+            f"rounds={chain.rounds} with initial={chain.initial} and budget={chain.budget} needs {needed} labels, but "
+            f"the pool of {chain.dataset.name} has {pool} images: lower rounds, initial or budget."
+        )
+    if needed == pool and (chain.task.init == "from_f" or chain.method["acquisition"] == "mal"):
+        raise ValueError(
+            f"rounds={chain.rounds} with initial={chain.initial} and budget={chain.budget} labels the whole pool of "
+            f"{pool}, but Algorithm 1 needs unlabelled images in every round: lower rounds, initial or budget."
+        )
+    if chain.method.get("query") in QUERIES_OF_D and not chain.minimax.discriminator:
+        raise ValueError(
+            f"method.query={chain.method['query']} needs D: set minimax.discriminator=true, or method.query to entropy "
+            "or random."
+        )
+
+
+def _check_image(chain: Chain) -> None:
+    """Refuse a crop larger than the image with its padding, and networks that halve the image until nothing is left."""
+    dataset, smallest = chain.dataset, chain.backbone.get("smallest_image", 1)
+    side = dataset.size + 2 * dataset.pad_crop
+    if dataset.crop is not None and not 1 <= dataset.crop <= side:
+        raise ValueError(f"dataset.crop={dataset.crop} is out of range: images of {dataset.name} are {side} wide.")
+    if (seen := dataset.crop or dataset.size) < smallest:
+        raise ValueError(
+            f"backbone={chain.backbone['name']} needs images of at least {smallest} pixels, those of {dataset.name} "
+            f"have {seen}: choose another backbone= or a larger dataset.crop."
+        )
+
+
+def _check_method(method: dict[str, Any]) -> None:
+    file_name("method.name", str(method.get("name")))
+    acquisition, known = method.get("acquisition"), choices("method")
+    if acquisition not in known or method_section(str(acquisition))["acquisition"] != acquisition:
+        own = [name for name in known if method_section(name)["acquisition"] == name]
+        hint = nearest(str(acquisition), own) or "."
+        raise ValueError(f"method.acquisition={acquisition} is unknown{hint} Known: {', '.join(own)}.")
+    check_method(method, method_section(acquisition))
+
+
+def _check_choices(chain: Chain) -> None:
+    allowed = {
+        "loader": ("memory", "torch", "ffcv"),
+        "device": ("auto", "cpu", "cuda"),
+        "precision": ("fp32", "bf16"),
+        "dataset.task": TASKS,
+        "dataset.resize": (None, "square", "stretch"),
+        "dataset.prepared": ("raw", "jpg", "mixed"),
+        "minimax.epoch_of": ("pool", "labelled"),
+        "task.epoch_of": ("pool", "labelled"),
+        "task.init": ("scratch", "from_f", "continue"),
+        "task.optimizer": ("sgd", "adam"),
+        "task.schedule": ("quarters", "cosine", "constant"),
+    }
+    values = flat(asdict(chain))
+    for key, names in allowed.items():
+        if values[key] not in names:
+            hint = nearest(str(values[key]), filter(None, names)) or "."
+            raise ValueError(
+                f"{key}={values[key]} is unknown{hint} Allowed: {', '.join(str(n or 'null') for n in names)}."
+            )
+
+
+def check_numbers(chain: Chain) -> None:
+    """Refuse numbers out of range, with a ValueError naming the key."""
+    values = flat(asdict(chain))
+    at_least = {"seed": 0, "rounds": 1, "initial": 1, "budget": 1, "threads": 0, "minimax.batch": 2, "task.batch": 2}
+    at_least |= {"dataset.classes": 2, "dataset.minimum": 1, "dataset.pad_crop": 0, "keep_queries": 0, "workers": 0}
+    above: tuple[str, ...] = ("minimax.epochs", "minimax.temperature", "minimax.lr_f", "minimax.lr_c", "minimax.lr_d")
+    above += ("task.epochs", "task.lr", "checkpoint_minutes", "collective_minutes")
+    not_negative = ("minimax.entropy_weight", "minimax.weight_decay", "task.weight_decay", "task.momentum")
+    for key, low in at_least.items():
+        if values[key] < low:
+            raise ValueError(f"{key}={values[key]} is too small: it must be at least {low}.")
+    for key in ("width", "bottleneck", "discriminator"):
+        value = chain.backbone.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"backbone.{key}={value} must be a whole number from 1.")
+    for key in above:
+        if not 0 < values[key] < math.inf:
+            raise ValueError(f"{key}={values[key]} is out of range: it must be above 0.")
+    for key in not_negative:
+        if not 0 <= values[key] < math.inf:
+            raise ValueError(f"{key}={values[key]} is out of range: it must be 0 or above.")
+    if len(chain.minimax.betas) != 2 or not all(0 <= beta < 1 for beta in chain.minimax.betas):
+        raise ValueError(f"minimax.betas={chain.minimax.betas} must be two numbers from 0 to below 1.")
+    _check_pool(chain.dataset)
+
+
+def _check_pool(dataset: Dataset) -> None:
+    if not all(0 < ratio <= 1 for ratio in dataset.imbalance or []):
+        raise ValueError(f"dataset.imbalance={dataset.imbalance} must be fractions of a class above 0, at most 1.")
+    if dataset.imbalance and dataset.task == "segmentation":
+        raise ValueError(f"dataset.imbalance={dataset.imbalance} is for images of one class each: set it to null.")
+    if dataset.pool is not None and not dataset.classes <= dataset.pool <= dataset.train:
+        raise ValueError(
+            f"dataset.pool={dataset.pool} is out of range: {dataset.name} has {dataset.train} training images of "
+            f"{dataset.classes} classes."
+        )
+
+
+def pool_size(dataset: Dataset) -> int:
+    """Images in the pool, from the specification alone; an upper bound where classes are of unequal size."""
+    images = dataset.pool or dataset.train
+    if not dataset.imbalance:
+        return images
+    per_class, share = images / dataset.classes, dataset.classes / len(dataset.imbalance)
+    return math.ceil(share * sum(max(dataset.minimum, ratio * per_class) + 1 for ratio in dataset.imbalance))
+
+
+def file_name(key: str, value: Any) -> str:
+    """The value as text, or ValueError where it cannot be the name of a folder."""
+    text = str(value)
+    if not text or text[0] in ".-" or not all(c.isalnum() or c in "._-" for c in text):
+        raise ValueError(f"{key}={text!r} cannot be the name of a folder: use letters, digits, '.', '_' and '-'.")
+    return text

@@ -1,0 +1,308 @@
+"""From command-line overrides to a sweep: composed by Hydra from mal/conf, checked before anything is started.
+
+Importing this module imports neither torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mal.config.checks import CONF, TEMPLATE, check_numbers, choices, file_name, method_section, pool_size, validate
+from mal.config.frozen import structured
+from mal.config.registry import nearest
+from mal.config.schema import Chain, flat
+from mal.config.tuning import Variants, check_seeds, draw_trials
+from mal.listing import list_classes
+
+GROUPS = ("dataset", "backbone", "method", "cluster", "experiment")
+# What the paper compares for each task, in its order (Section 4, Baselines), as far as a YAML is there.
+PAPER_METHODS = {
+    "classification": ("mal", "vaal", "coreset", "entropy", "bald", "random"),
+    "segmentation": ("mal", "vaal", "entropy", "random"),
+}
+OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
+SWEEP_KEYS = ("methods", "variants", "tune", "tuning", "seeds", "cluster", "dry_run", "retry", "tasks")
+
+
+@dataclass
+class Sweep:
+    """What one launch asks for: the chains, and how to run them. variants: what each method is, by its name."""
+
+    name: str
+    runs: Path
+    methods: list[str]
+    variants: Variants
+    seeds: list[int]
+    cluster: dict[str, Any]
+    dry_run: bool
+    retry: bool
+    chains: list[Chain] = field(default_factory=list)
+
+
+def compose_sweep(overrides: Sequence[str]) -> Sweep:
+    """The sweep that command-line overrides ask for, checked.
+
+    Raises ValueError that names the value, what is allowed and the key to change.
+    """
+    overrides = [_opened(override) for override in overrides]
+    base = _compose([o for o in overrides if not o.startswith("method.")], check=overrides)
+    seeds = _seeds(base.seeds)
+    variants = _variants(base)
+    name = base.name or base.dataset.name
+    if base.tune:
+        variants, name = _trials(base, variants, seeds), f"{name}-tuning"
+    methods = list(variants)
+    dataset = _counted(base.dataset)
+    _check_method_overrides(overrides, [variant["method"] for variant in variants.values()])
+    sweep = Sweep(
+        name=file_name("name", name),
+        runs=Path(str(base.runs)),
+        methods=methods,
+        variants=variants,
+        seeds=seeds,
+        cluster=OmegaConf.to_container(base.cluster, resolve=True),  # type: ignore[arg-type]
+        dry_run=_boolean("dry_run", base.dry_run),
+        retry=_boolean("retry", base.retry),
+    )
+    for method, variant in variants.items():
+        composed = _compose_variant(method, variant, overrides)
+        composed.name, composed.dataset = sweep.name, dataset
+        chain = _chain(composed, seeds[0])  # the others differ by their seed alone
+        validate(chain)
+        sweep.chains += [replace(deepcopy(chain), seed=seed) for seed in seeds]
+    return sweep
+
+
+def _compose(overrides: Sequence[str], check: Sequence[str] = ()) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        if check:
+            _check_keys(check)
+        try:
+            return compose("config", overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ValueError(f"The overrides {' '.join(overrides)} do not compose: {reason}") from error
+
+
+def _compose_variant(name: str, variant: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
+    """The configuration of one method; what the command line says goes before what its variant does."""
+    method = variant["method"]
+    given = _overrides_for(method, overrides)
+    own = [f"{key}={_text(value)}" for key, value in variant.items() if key != "method"]
+    groups = [o for o in given if _split(o)[0] in GROUPS]
+    _check_method_overrides(own, [method])
+    order = [*groups, f"method={method}", *own, *(o for o in given if o not in groups)]
+    composed = _compose(order, check=[*groups, *own] if own else ())
+    if name != method:
+        composed.method.name = file_name("variants", name)
+    return composed
+
+
+def _text(value: Any) -> str:
+    """A value as an override writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_keys(overrides: Sequence[str]) -> None:
+    """Refuse unknown keys and choices by name, with the nearest known ones."""
+    from hydra import compose
+
+    chosen, values = [], []
+    for override in overrides:
+        key, value = _split(override)
+        if key == "method":
+            raise ValueError(f"{override!r}: methods are chosen by the key `methods`, e.g. methods=[{value}].")
+        if key in GROUPS:
+            _refuse_template(key, value)
+            if value not in choices(key):
+                hint = nearest(value, choices(key)) or "."
+                raise ValueError(f"{key}={value} is unknown{hint} Known: {', '.join(choices(key))}.")
+            chosen.append(override)
+        else:
+            values.append(key)
+    if not values:
+        return
+    known = set(_keys(compose("config", overrides=chosen)))
+    known |= {f"method.{key}" for method in choices("method") for key in method_section(method)}
+    for key in values:
+        if _is_open(key) and "cluster.time.default" in known:
+            continue  # any data set, any option of sbatch: slurm/profile.py checks them
+        if key not in known:
+            hint = nearest(key, [*known, *GROUPS]) or "."
+            raise ValueError(f"The key {key!r} is unknown{hint} `--help` lists every key.")
+
+
+def _refuse_template(group: str, value: str) -> None:
+    path = CONF / group / f"{TEMPLATE}.yaml"
+    if value == TEMPLATE and path.is_file():
+        raise ValueError(
+            f"{group}={value} is a file to copy, not a choice: copy {path} to {path.with_name('MINE.yaml')}, keep the "
+            f"keys you need, and launch with {group}=MINE."
+        )
+
+
+def _is_open(key: str) -> bool:
+    return key.lstrip("+").startswith(OPEN_KEYS) or key in ("cluster.time", "cluster.sbatch")
+
+
+def _opened(override: str) -> str:
+    """An override of an open section as Hydra adds a key: `cluster.time.digits=10` -> `++cluster.time.digits=10`."""
+    key = override.partition("=")[0]
+    return f"++{override.lstrip('+')}" if key.lstrip("+").startswith(OPEN_KEYS) else override
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{override!r} is not of the form key=value, e.g. dataset=digits.")
+    return key.strip(), value.strip()
+
+
+def _overrides_for(method: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides that reach one method: `method.KEY=VALUE` is for those of the sweep that have KEY."""
+    own = {f"method.{key}" for key in method_section(method)}
+    return [o for o in overrides if not (key := _split(o)[0]).startswith("method.") or key in own]
+
+
+def _check_method_overrides(overrides: Sequence[str], methods: Sequence[str]) -> None:
+    """Refuse `method.KEY=VALUE` where no method of the sweep has KEY, and one name for several methods."""
+    own = {f"method.{key}" for method in methods for key in method_section(method)}
+    for override in overrides:
+        if override.startswith("method.") and (key := _split(override)[0]) not in own:
+            hint = nearest(key, own) or "."
+            raise ValueError(f"{key}: none of methods=[{','.join(methods)}] has this key{hint}")
+        if override.startswith("method.name=") and len(methods) > 1:
+            raise ValueError(f"{override} would name {len(methods)} methods alike: use it with one method.")
+
+
+def _keys(config: DictConfig) -> list[str]:
+    return list(flat(OmegaConf.to_container(config)))  # type: ignore[arg-type]
+
+
+def _chain(composed: DictConfig, seed: int) -> Chain:
+    section = {k: v for k, v in composed.items() if k not in SWEEP_KEYS} | {"seed": seed}
+    chain = structured(OmegaConf.create(section | {"initial": 1, "budget": 1}), "The configuration")
+    check_numbers(chain)
+    pool = pool_size(chain.dataset)
+    initial, budget = (_count(key, section[key], pool) for key in ("initial", "budget"))
+    return replace(chain, initial=initial, budget=budget)
+
+
+def _counted(dataset: Any) -> dict[str, Any]:
+    """The section `dataset` with what it leaves open (classes, train, test) counted from the user's folders."""
+    section: dict[str, Any] = OmegaConf.to_container(dataset, resolve=True)  # type: ignore[assignment]
+    if "train_images" not in section:
+        return section
+    trees = []
+    for key in ("train_images", "test_images"):
+        if not section.get(key):
+            raise ValueError(
+                f"dataset.{key} is not set: give both folders, dataset.train_images=DIR dataset.test_images=DIR, each "
+                "with one folder of images a class."
+            )
+        section[key] = str(Path(section[key]).resolve())
+        trees.append([len(images) for images in list_classes(Path(section[key]), f"dataset.{key}").values()])
+    counts = {"classes": len(trees[0]), "train": sum(trees[0]), "test": sum(trees[1])}
+    return section | {key: count for key, count in counts.items() if section[key] is None}
+
+
+def _count(key: str, value: Any, pool: int) -> int:
+    """A number of labels: as given, or a fraction of the pool where below 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(
+            f"{key}={value} is not a number of labels: give one above 0, or a fraction of the pool below 1."
+        )
+    if value < 1:
+        return max(1, int(value * pool + 1e-9))  # 0.29 of 100 are 29, whatever floating point makes of them
+    if value != int(value):
+        raise ValueError(f"{key}={value} is neither a whole number of labels nor a fraction below 1.")
+    if value > pool:
+        raise ValueError(f"{key}={int(value)} is more than the {pool} images of the pool.")
+    return int(value)
+
+
+def _seeds(value: Any) -> list[int]:
+    seeds = list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not OmegaConf.is_list(seeds) and not isinstance(seeds, list):
+        raise ValueError(f"seeds={value} is neither a number of seeds nor a list: e.g. seeds=3 or seeds=[0,4,7].")
+    seeds = list(seeds)
+    if not seeds:
+        raise ValueError(f"seeds={value} asks for no seed: give at least 1, e.g. seeds=3.")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seeds={value}: {seed!r} is not a seed, which is a whole number from 0.")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={value} names a seed twice.")
+    return seeds
+
+
+def _methods(base: DictConfig, known: Sequence[str]) -> list[str]:
+    if base.methods is None:
+        return [name for name in PAPER_METHODS[base.dataset.task] if name in known]
+    if not isinstance(base.methods, str) and not OmegaConf.is_list(base.methods):
+        raise ValueError(f"methods={base.methods} is no list of names: e.g. methods=[mal,random].")
+    methods = [base.methods] if isinstance(base.methods, str) else list(base.methods)
+    if not methods:
+        raise ValueError("methods=[] asks for no method: e.g. methods=[mal,random].")
+    for name in methods:
+        if name not in known:
+            hint = nearest(str(name), known) or "."
+            raise ValueError(f"methods: {name!r} is unknown{hint} Known: {', '.join(known)}.")
+    if len(set(methods)) < len(methods):
+        raise ValueError(f"methods=[{','.join(methods)}] names a method twice.")
+    return methods
+
+
+def _variants(base: DictConfig) -> Variants:
+    """The sweep's methods by name, each with what sets it apart: nothing, or the keys under `variants`."""
+    known = choices("method")
+    variants = _section(base, "variants")
+    for name, variant in variants.items():
+        method = variant.get("method") if isinstance(variant, dict) else None
+        if method not in known:
+            raise ValueError(
+                f"variants.{name}={variant} names no method: e.g. variants={{mal_1:{{method:mal,task.lr:1}}}}."
+            )
+    plain = {method: {"method": method} for method in known}
+    return {name: variants.get(name) or plain[name] for name in _methods(base, [*known, *(set(variants) - set(known))])}
+
+
+def _trials(base: DictConfig, methods: Variants, seeds: list[int]) -> Variants:
+    if isinstance(base.tune, bool) or not isinstance(base.tune, int) or base.tune < 0:
+        raise ValueError(f"tune={base.tune} is not a number of trials for each method: e.g. tune=8, 0 for none.")
+    space, known = _section(base, "tuning"), ["all", *choices("method"), *_section(base, "variants")]
+    for name, grid in space.items():
+        if name not in known:
+            raise ValueError(f"tuning.{name}: there is no such method{nearest(name, known) or '.'}")
+        if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+            raise ValueError(f"tuning.{name}={grid} is no grid: give each key a list, e.g. {{task.lr:[0.01,0.1]}}.")
+    if not space:
+        raise ValueError(
+            "tune needs a grid under `tuning`: choose a preset that has one, e.g. experiment=study_digits."
+        )
+    check_seeds(seeds)
+    return draw_trials(space, methods, base.tune)
+
+
+def _section(base: DictConfig, key: str) -> dict[str, Any]:
+    if base[key] is not None and not OmegaConf.is_dict(base[key]):
+        raise ValueError(f"{key}={base[key]} is no section: it holds names, and keys with their values under each.")
+    section = OmegaConf.to_container(base[key]) if base[key] is not None else {}
+    return {str(name): value for name, value in section.items()}  # type: ignore[union-attr]
+
+
+def _boolean(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{key}={value} is neither true nor false.")
+    return value

@@ -1,0 +1,50 @@
+"""A chain's configuration as its config.yaml: written at launch, read back by its jobs, compared at the next launch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from mal.config.checks import validate
+from mal.config.schema import PLACE_KEYS, Chain, flat
+
+
+def save_chain(chain: Chain) -> str:
+    """The YAML of a chain's configuration."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(chain)))
+
+
+def load_chain(path: Path) -> Chain:
+    """The configuration that a chain was launched with; ValueError where the file is not one."""
+    try:
+        chain = structured(OmegaConf.load(path), str(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: launch the chain with sweeps/launch.py first.") from None
+    except YAMLError as error:
+        raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]}); it was cut or edited.") from None
+    validate(chain)
+    return chain
+
+
+def differences(old: Chain, new: Chain) -> list[str]:
+    """The keys on which two chains' results depend and that differ, as `task.lr: 0.01 -> 0.1`."""
+    before, after = flat(asdict(old)), flat(asdict(new))
+    keys = [key for key in before | after if before.get(key) != after.get(key) and key not in PLACE_KEYS]
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
+
+
+def structured(config: Any, what: str) -> Chain:
+    """A configuration with its types checked, or ValueError naming the key; what: whose it is, for the message."""
+    try:
+        chain = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Chain), config))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{what} is not valid{f' at {key}' if key else ''}: {reason}") from None
+    assert isinstance(chain, Chain)
+    return chain

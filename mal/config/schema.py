@@ -1,0 +1,140 @@
+"""The configuration of a chain: typed, checked as a whole, frozen in its config.yaml, read back by its jobs.
+
+Importing this module does not import torch. mal/config/compose.py makes it from the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+# Where and how a chain runs, not what it computes: left out of the fingerprint, free to differ between launches.
+PLACE_KEYS = (
+    *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features", "keep_queries"),
+    *("checkpoint_minutes", "collective_minutes", "workers"),
+    *("dataset.root", "dataset.train_images", "dataset.test_images"),
+)
+
+
+def added(neutral: Any) -> Any:
+    """A key that chains before it did not have, and the value that is as if it were not there, which never changes.
+
+    At that value it stays out of the fingerprint, so chains launched before it go on.
+    """
+    return field(default=neutral, metadata={"added": True})
+
+
+@dataclass(kw_only=True)
+class Dataset:
+    """A pool and its test set; `source` names the reader in mal/data that gives the images."""
+
+    name: str
+    source: str
+    task: str
+    classes: int
+    channels: int
+    size: int
+    train: int
+    test: int
+    pool: int | None = None
+    imbalance: list[float] | None = None
+    minimum: int = 1
+    crop: int | None = None
+    pad_crop: int = 0
+    flip: bool = True
+    resize: str | None = added(None)
+    prepared: str = added("raw")
+    prepared_as: str | None = added(None)
+    root: str | None = added(None)
+    train_images: str | None = added(None)
+    test_images: str | None = added(None)
+    class_names: list[str] | None = added(None)  # noqa: RUF009
+
+
+@dataclass(kw_only=True)
+class Minimax:
+    """Algorithm 1."""
+
+    epochs: float
+    epoch_of: str
+    batch: int
+    temperature: float
+    entropy_weight: float
+    discriminator: bool
+    lr_f: float
+    lr_c: float
+    lr_d: float
+    betas: list[float]
+    weight_decay: float
+
+
+@dataclass(kw_only=True)
+class Task:
+    """Algorithm 3 and the baselines' training of M."""
+
+    init: str
+    epochs: float
+    epoch_of: str
+    batch: int
+    optimizer: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: str
+
+
+@dataclass(kw_only=True)
+class Chain:
+    """Everything that one (dataset, method, seed) needs; written to the chain's config.yaml."""
+
+    name: str
+    runs: str
+    data: str
+    seed: int
+    rounds: int
+    initial: int
+    budget: int
+    loader: str
+    device: str
+    precision: str
+    sync_batch_norm: bool
+    threads: int
+    checkpoint_minutes: float
+    collective_minutes: float
+    keep_model: bool
+    keep_features: bool
+    keep_queries: int = 0
+    workers: int = added(0)
+    dataset: Dataset
+    backbone: dict[str, Any]
+    method: dict[str, Any]
+    minimax: Minimax
+    task: Task
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the chain's results: all but the place it runs at and its number of rounds."""
+        return hashlib.sha256(json.dumps(self.science(), sort_keys=True).encode()).hexdigest()
+
+    def science(self) -> dict[str, Any]:
+        """The part of the configuration under the fingerprint."""
+        return _told(self)
+
+
+def _told(section: Any, prefix: str = "") -> dict[str, Any]:
+    """A section as nested dicts, without places and without the keys added later that are at their neutral value."""
+    values = {}
+    for each in fields(section):
+        value, key = getattr(section, each.name), prefix + each.name
+        if key not in PLACE_KEYS and not (each.metadata.get("added") and value == each.default):
+            values[each.name] = _told(value, f"{key}.") if is_dataclass(value) else value
+    return values
+
+
+def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested section by dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in section.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + str(key): value}
+    return values

@@ -1,0 +1,1 @@
+"""Prepared copies of data sets as FFCV's .beton files: written, checked and read."""

@@ -1,0 +1,63 @@
+"""Files that other processes read: written whole or not at all, and known by their hash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write what is to be at `path`, so that a reader, or a crash, finds the old file or the whole new one.
+
+    durable: also wait until the data has reached the disk (not needed for a heartbeat).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+    """Put `data` at `path`, by `atomic_file`."""
+    with atomic_file(path, durable) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    """`write_atomic` of a value as indented JSON."""
+    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode(), durable)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

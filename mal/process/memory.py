@@ -1,0 +1,71 @@
+"""Memory of this process: freed blocks kept for the next step; what is resident; peaks on the host and the device."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    import torch
+
+STATUS = Path("/proc/self/status")  # of Linux
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT_BYTES = 2**31 - 1  # at the top of the heap, before any is given back
+LARGEST_BYTES = 2**30  # of a block that comes from the heap
+
+
+def keep_freed_memory() -> bool:
+    """Let malloc reuse the large blocks of a training step in the next one, instead of returning them to the system.
+
+    Each step would otherwise have its activations and gradients mapped, zeroed and faulted in anew. The peak stays the
+    same. Returns whether the C library took it: glibc does, others have no such setting.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    settings = ((_M_MMAP_THRESHOLD, LARGEST_BYTES), (_M_TRIM_THRESHOLD, KEPT_BYTES))
+    return mallopt is not None and all(mallopt(setting, value) == 1 for setting, value in settings)
+
+
+def peak_host_mib() -> int:
+    """The most memory that this process has had resident so far, in MiB."""
+    # getrusage's peak is also that of the process that started this one, so it is the second choice.
+    with contextlib.suppress(OSError), STATUS.open() as lines:
+        for line in lines:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) // 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def resident_mib() -> int:
+    """What this process has resident now, in MiB."""
+    return psutil.Process().memory_info().rss // 2**20
+
+
+def peak_device_mib(device: torch.device) -> int | None:
+    """The most memory that tensors have had on a GPU so far, in MiB; None on the CPU, where it is the host's."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) // 2**20 if device.type == "cuda" else None
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: the machine's free memory, or what its control group leaves of it."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = _read_group("memory.max"), _read_group("memory.current")
+    return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def _read_group(name: str) -> int | None:
+    """A number of this process's control group (version 2), None where there is none or no limit."""
+    try:
+        group = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        return int(Path("/sys/fs/cgroup", group.lstrip("/"), name).read_text())
+    except (OSError, StopIteration, ValueError):  # another system, version 1, or "max"
+        return None

@@ -1,0 +1,115 @@
+"""Which code runs: its hash, its commit, and a copy that later edits do not reach.
+
+A launch keeps the packages that its processes need under RUNS/NAME/code/HASH, and starts them from there. So what was
+launched goes on as it was launched while somebody edits the checkout. Needs no torch, so that a launcher can compare.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from mal.files import sha256_file, write_json
+from mal.run import folder as run_folder
+
+CODE = "code"
+ORIGIN = "ORIGIN.json"
+PACKAGES = ("mal", "slurm")  # what a chain's process and a job import of ours
+SUFFIXES = (".py", ".yaml")
+CACHES = (".pyc", ".nbi", ".nbc")  # of Python and numba: valid in a copy that keeps the times of the files
+
+
+@cache
+def code_hash() -> str:
+    """Twelve hexadecimal digits for the code that runs, edited or not, in git or not."""
+    return _hash_of(_root())
+
+
+def keep_code(sweep: Path) -> Path:
+    """Copy the code under a sweep's folder RUNS/NAME, once for each hash; the copy's folder, RUNS/NAME/code/HASH."""
+    folder = sweep.resolve() / CODE
+    if (kept := folder / _hash_of(_root())).is_dir():
+        return kept
+    part = folder / f".{socket.gethostname()}-{os.getpid()}"
+    part.mkdir(parents=True)
+    try:
+        for package in PACKAGES:
+            if (_root() / package).is_dir():
+                shutil.copytree(_root() / package, part / package, ignore=_others)
+        commit, dirty = git_state()
+        write_json(part / ORIGIN, {"git_commit": commit, "git_dirty": dirty})
+        kept = folder / _hash_of(part)  # of what was copied, even if somebody has edited meanwhile
+        part.rename(kept)
+    except OSError:
+        if not kept.is_dir():  # else another launcher was faster
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return kept
+
+
+def code_variables(kept: Path, before: str = "") -> dict[str, str]:
+    """The environment in which `python -m` takes our packages from a copy, not from the folder it is started in.
+
+    before: the PYTHONPATH that stays behind it.
+    """
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([str(kept), *([before] if before else [])])}
+
+
+@cache
+def git_state() -> tuple[str | None, bool | None]:
+    """The commit of the code that runs and whether it was changed since; None where git does not know."""
+    if (_root() / ORIGIN).is_file():
+        origin = run_folder.read_json(_root() / ORIGIN)
+        return origin["git_commit"], origin["git_dirty"]
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def other_code(chain: Path) -> str | None:
+    """A warning where the chain's last committed round was run by other code than this; None where not."""
+    committed = run_folder.committed_rounds(chain)
+    if not committed:
+        return None
+    try:
+        before = run_folder.read_json(run_folder.round_folder(chain, committed - 1) / run_folder.PROVENANCE)
+    except run_folder.DamagedRun:  # said by whoever goes on with the chain
+        return None
+    if before.get("code") in (None, code_hash()):
+        return None
+    commits = [str(commit)[:9] for commit in (before.get("git_commit"), git_state()[0])]
+    return (
+        f"round {committed - 1} was run by code {before['code']} (commit {commits[0]}), "
+        f"the code now is {code_hash()} (commit {commits[1]})"
+    )
+
+
+@cache
+def _root() -> Path:
+    return Path(__file__).resolve().parents[2]
+
+
+def _hash_of(root: Path) -> str:
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*")):
+            if path.suffix in SUFFIXES:
+                digest.update(f"{path.relative_to(root)}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _others(folder: str, names: list[str]) -> list[str]:
+    return [n for n in names if not (n.endswith((*SUFFIXES, *CACHES)) or Path(folder, n).is_dir())]
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(_root()), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

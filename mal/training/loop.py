@@ -1,0 +1,259 @@
+"""The one training loop: every network of every method is trained by `Trainer.run`.
+
+The batch and the augmentation of step t are pure functions of (seed, round, phase, t) and torch is seeded from the
+same at each step, so a checkpoint holds modules, optimisers and t, and a resumed phase equals an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mal.data.augment import Augmentation
+from mal.data.loader import Batch, Loader, TrainingStream
+from mal.process.device import Device
+from mal.process.distributed import World
+from mal.process.interrupt import Interrupt
+from mal.rng import torch_seed
+from mal.run import checkpoint
+from mal.run.heartbeat import Progress
+
+HISTORY_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """images: float32 (B, C, h, w), augmented and normalised; labels: int64 (B,), hidden ones -1.
+
+    For segmentation labels are maps, uint8 (B, h, w), moved with their images; pixels without a label are 255.
+
+    weight: the part of the global batch that these are: a loss that is a mean over them is multiplied by it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    weight: float = 1.0
+
+
+class Objective(Protocol):
+    """What a phase optimises: its networks, its optimisers, and one step."""
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The networks by name, whose weights a checkpoint keeps."""
+        ...
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """The optimisers by name, whose state a checkpoint keeps."""
+        ...
+
+    def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
+        """Update the networks once, by `descend`; progress: t / steps, in [0, 1).
+
+        Returns detached scalar losses on the device; where there are several processes, this one's summands of them.
+        """
+        ...
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, world: World) -> None:
+    """One step of an optimiser down the sum over the processes of a loss (a scalar)."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    world.sum_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
+    optimizer.step()
+
+
+@dataclass
+class History:
+    """Mean losses over windows of steps, summed on the device and read once a window."""
+
+    window: int
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, t: int, losses: Mapping[str, Tensor]) -> None:
+        """Take the losses of step t."""
+        for name, loss in losses.items():
+            self.sums[name] = self.sums[name] + loss if name in self.sums else loss.clone()
+        if (t + 1) % self.window == 0:
+            for name, total in self.sums.items():
+                self.curves.setdefault(name, []).append(float(total) / self.window)
+            self.sums = {}
+
+
+class Boundary:
+    """What follows a step: whether to leave and whether to save, the same in every process."""
+
+    SECONDS = 0.2  # between two questions to the other processes
+
+    def __init__(self, interrupt: Interrupt, checkpoint_seconds: float, start: int) -> None:
+        self.interrupt, self.checkpoint_seconds = interrupt, checkpoint_seconds
+        self._saved = self._asked = time.monotonic()
+        self._step = self._next = start
+
+    def after(self, step: int) -> tuple[bool, bool]:
+        """(leave, save) after so many steps."""
+        if step < self._next:
+            return False, False
+        world, now = self.interrupt.world, time.monotonic()
+        due = world.main and now - self._saved >= self.checkpoint_seconds
+        stop, save, stride = world.most(self.interrupt.requested, due, world.main and self._stride(step, now))
+        if save:
+            self._saved = now
+        self._next = step + stride
+        return bool(stop), bool(save)
+
+    def _stride(self, step: int, now: float) -> int:
+        """Steps until the next question: by rank 0's clock, none to spare where there is nobody to ask."""
+        seconds, steps = max(now - self._asked, 1e-6), max(step - self._step, 1)
+        self._asked, self._step = now, step
+        return 1 if self.interrupt.world.size == 1 else min(max(int(self.SECONDS * steps / seconds), 1), 1000)
+
+
+class Parts:
+    """The parts of a phase's steps, e.g. labelled and unlabelled, as one stream of indices.
+
+    places: by name, where a part lies in this process's batches, its share of the global batch, that batch's size.
+    """
+
+    def __init__(self, streams: Mapping[str, TrainingStream], world: World) -> None:
+        self.streams = streams
+        self.places: dict[str, tuple[slice, slice, int]] = {}
+        first = 0
+        for name, stream in streams.items():
+            share = world.share(stream.batch)
+            where = slice(first, first + share.stop - share.start)
+            self.places[name] = where, share, stream.batch
+            first = where.stop
+
+    def steps(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """What this process needs of each step, int64, part after part; a loader may ask from another thread."""
+        for t in range(start, stop):
+            yield np.concatenate([s.step(t)[self.places[name][1]] for name, s in self.streams.items()])
+
+
+class Trainer:
+    """Runs the phases of one round, each resumable at any step."""
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        key: tuple[int | str, ...],
+        loader: Loader,
+        augmentation: Augmentation,
+        device: Device,
+        progress: Progress,
+        checkpoint_seconds: float,
+    ) -> None:
+        """folder: working state of the round; identity: the round's configuration and parent; key: (seed, round)."""
+        self.folder, self.identity, self.key = folder, identity, key
+        self.loader, self.augmentation, self.device = loader, augmentation, device
+        self.progress, self.checkpoint_seconds = progress, checkpoint_seconds
+        self.history: dict[str, dict[str, Any]] = {}
+
+    def seed(self, phase: str, purpose: str) -> None:
+        """Seed torch for a purpose outside the steps, such as the initialisation of a phase's networks."""
+        self.device.seed(torch_seed(*self.key, phase, purpose))
+
+    def run(self, phase: str, objective: Objective, indices: Mapping[str, Any], batch: int, steps: int) -> None:
+        """Train `objective` for `steps` steps, from the last checkpoint of this phase where there is one.
+
+        indices: the int64 absolute indices to draw each named part of a step from, e.g. labelled and unlabelled.
+        Raises `Interrupted`, after saving, where a stop was asked for.
+        """
+        streams = {name: TrainingStream(i, batch, (*self.key, phase, name)) for name, i in indices.items()}
+        history = History(window=max(1, math.ceil(steps / HISTORY_POINTS)))
+        world, interrupt = self.device.world, self.progress.interrupt
+        _check_batches(streams, world)
+        start = self._restore(phase, objective, history)
+        world.align(objective.modules.values())
+        for module in objective.modules.values():
+            module.train()
+        self.progress.phase(phase, steps, start)
+        boundary = Boundary(interrupt, self.checkpoint_seconds, start)
+        own = (world.rank,) if world.rank else ()
+        parts = Parts(streams, world)
+        batches = contextlib.closing(self.loader.batches(parts.steps(start, steps)))
+        with checkpoint.Writer() as writer, batches as stream:
+            for t, loaded in zip(range(start, steps), stream, strict=True):
+                self.device.seed(torch_seed(*self.key, phase, t, *own))
+                losses = objective.step(self._inputs(phase, parts, loaded, t), t / steps)
+                history.add(t, world.sum_losses(losses))
+                self.progress.at(t + 1)
+                stop, save = boundary.after(t + 1)
+                if stop or save or t + 1 == steps:
+                    world.once(partial(self._save, writer, phase, objective, history, t + 1))
+                if stop or t + 1 == steps:
+                    world.once(writer.wait)
+                if stop:
+                    interrupt.stop()
+        world.align(objective.modules.values())  # each may have its own batch norm's statistics
+        self.history[phase] = {"window": history.window, "losses": history.curves}
+
+    def _inputs(self, phase: str, parts: Parts, batch: Batch, t: int) -> dict[str, Inputs]:
+        inputs = {}
+        for name, (where, share, size) in parts.places.items():
+            key = (*self.key, phase, name, t)
+            images = self.augmentation.train(batch.images[where], key, size, share.start)
+            labels = batch.labels[where]
+            if labels.ndim == 3:
+                labels = self.augmentation.train_maps(labels, key, size, share.start)
+            inputs[name] = Inputs(images, labels, len(images) / size)
+        return inputs
+
+    def _save(self, writer: checkpoint.Writer, phase: str, objective: Objective, history: History, step: int) -> None:
+        writer.begin(
+            self._path(phase),
+            {
+                "identity": self._identity(phase),
+                "step": step,
+                "modules": {name: module.state_dict() for name, module in objective.modules.items()},
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in objective.optimizers.items()},
+                "history": {"curves": history.curves, "sums": history.sums},
+            },
+        )
+
+    def _restore(self, phase: str, objective: Objective, history: History) -> int:
+        state = checkpoint.load(self._path(phase), self._identity(phase), self.device.torch, self.device.world)
+        if state is None:
+            return 0
+        for name, module in objective.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in objective.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        history.curves, history.sums = state["history"]["curves"], state["history"]["sums"]
+        return int(state["step"])
+
+    def _path(self, phase: str) -> Path:
+        return self.folder / f"{phase}.ckpt"
+
+    def _identity(self, phase: str) -> str:
+        return hashlib.sha256(f"{self.identity}/{phase}".encode()).hexdigest()
+
+
+def _check_batches(streams: Mapping[str, TrainingStream], world: World) -> None:
+    for name, stream in streams.items():
+        if stream.batch < world.size:
+            raise ValueError(
+                f"{world.size} processes cannot share a batch of {stream.batch} {name} images: start at most "
+                f"{stream.batch} processes (Slurm's tasks), or raise initial= or the batch."
+            )
+
+
+def steps_of(epochs: float, epoch_of: str, pool: int, labelled: int, batch: int) -> int:
+    """Steps of a phase: an epoch is pool / batch steps (the default, as the authors' VAAL code) or labelled / batch."""
+    images = pool if epoch_of == "pool" else labelled
+    return max(1, math.ceil(epochs * images / min(batch, images)))
