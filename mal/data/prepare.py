@@ -14,27 +14,26 @@
     skip_corrupt=true   leave images out that cannot be read, instead of writing nothing
     replace=true        write a copy anew that is there already
 
-Nothing is seen under its name before it is whole: stopped or killed, it leaves what was there before. Exit status: 0
-done, or nothing to do; 1 failed; 2 refused before anything was written; 130 stopped.
+Nothing is seen under its name before it is whole. Stopped (Ctrl-C, SIGTERM) or killed, it leaves what it wrote in
+DATA/prepared/.NAME-MODE.part, and the same command goes on from there. Exit status: 0 done, or nothing to do; 1 failed;
+2 refused before anything was written; 75 stopped by a signal, 130 by Ctrl-C.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mal import __version__
 from mal.config.checks import choices
@@ -57,14 +56,19 @@ from mal.data.ffcv.prepared import (
     prepared_folder,
     read_manifest,
     remember_checked,
+    unfinished_folder,
 )
+from mal.data.ffcv.unfinished import Stopped
 from mal.data.ffcv.worker_pool import WorkersDied
 from mal.data.image_set import Files, Readable, hash_arrays
+from mal.data.said import Said
 from mal.files import write_json
 from mal.listing import some
+from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt
 from mal.run.heartbeat import now
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 130
+GOES_ON = "what was written is kept, and the same command goes on"
 DEFAULTS = {
     "dataset": "",
     "source": "",
@@ -79,7 +83,6 @@ DEFAULTS = {
 }
 SAMPLE = 32  # images encoded to estimate the size of the JPEGs
 SPARE = 64 * 2**20  # bytes that must stay free
-SAY_SECONDS = 30  # between two lines where the output is no terminal
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,15 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except (OSError, WorkersDied) as error:
+    except OSError as error:
         print(f"prepare: {error}; nothing was written.", file=sys.stderr)
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("prepare: stopped; nothing was written.", file=sys.stderr)
-        return EXIT_STOPPED
+    except WorkersDied as error:
+        print(f"prepare: {error} {GOES_ON[0].upper()}{GOES_ON[1:]}.", file=sys.stderr)
+        return EXIT_FAILED
+    except (Stopped, KeyboardInterrupt) as stop:
+        print(f"prepare: {stop or 'stopped'}; {GOES_ON}.", file=sys.stderr)
+        return EXIT_STOPPED if isinstance(stop, KeyboardInterrupt) else EXIT_INTERRUPTED
 
 
 def read_order(arguments: Sequence[str]) -> Order:
@@ -143,7 +149,7 @@ def read_order(arguments: Sequence[str]) -> Order:
 def prepare(order: Order) -> int:
     """Write the copy, unless it is there already; returns the exit status.
 
-    Raises ValueError where it is refused, OSError and `WorkersDied` where writing fails.
+    Raises ValueError where it is refused, OSError and `WorkersDied` where writing fails, `Stopped` after a signal.
     """
     splits = dict(zip(PARTS, read_source(order.spec, order.data), strict=True))
     for part, split in splits.items():
@@ -209,12 +215,16 @@ def _readable(split: Readable, indices: np.ndarray) -> list[np.ndarray]:
 
 
 def _write(order: Order, splits: dict[str, Readable], folder: Path) -> dict[str, Any]:
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-    temporary.mkdir()
+    temporary = unfinished_folder(folder)
+    temporary.mkdir(exist_ok=True)  # with what a stopped run left
     try:
-        _write_parts(order, splits, temporary)
+        with stopping() as stop:
+            _write_parts(order, splits, temporary, stop)
+            if stop():
+                raise Stopped("stopped before the files were hashed")
         manifest = _manifest(order, splits, temporary)
+        for path in temporary.glob(".*"):
+            path.unlink()
         write_json(temporary / MANIFEST, manifest)
         sync(temporary)
         if folder.is_dir():
@@ -224,17 +234,33 @@ def _write(order: Order, splits: dict[str, Readable], folder: Path) -> dict[str,
         temporary.rename(folder)
         shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)
         remember_checked(folder, manifest)
-    finally:
+    except (ValueError, OSError):
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return manifest
 
 
-def _write_parts(order: Order, splits: dict[str, Readable], folder: Path) -> None:
+@contextlib.contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Whether a signal has asked this process to stop, for what can be left and gone on with later."""
+    before = {number: signal.getsignal(number) for number in Interrupt.SIGNALS}
+    interrupt = Interrupt()
+    interrupt.install()
+    try:
+        yield lambda: interrupt.requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if interrupt.cause == "SIGINT":
+            raise KeyboardInterrupt
+
+
+def _write_parts(order: Order, splits: dict[str, Readable], folder: Path, stop: Callable[[], bool]) -> None:
     """All parts; without the images that cannot be read, where that is asked for. Changes `splits` to what it wrote."""
     wrong: dict[str, dict[int, str]] = {}
     for part, split in splits.items():
-        with Said(part, len(split)) as said:
-            wrong[part] = write_beton(folder, part, split, order.compression, order.workers, said)
+        with Said(part, len(split), folder) as said:
+            wrong[part] = write_beton(folder, part, split, order.compression, order.workers, said, stop)
     messages = [message for part in wrong.values() for _, message in sorted(part.items())]
     if not messages:
         return
@@ -249,8 +275,8 @@ def _write_parts(order: Order, splits: dict[str, Readable], folder: Path) -> Non
         if failed:
             assert isinstance(split, Files)
             splits[part] = split = split.without(np.array(sorted(failed)))
-            with Said(f"{part}, without {len(failed)}", len(split)) as said:
-                if again := write_beton(folder, part, split, order.compression, order.workers, said):
+            with Said(f"{part}, without {len(failed)}", len(split), folder) as said:
+                if again := write_beton(folder, part, split, order.compression, order.workers, said, stop):
                     raise ValueError(f"the files are changing: {some(again.values())}")
 
 
@@ -316,40 +342,6 @@ def _verify(order: Order, splits: dict[str, Readable], folder: Path, manifest: d
         if wrong:
             raise ValueError(f"{folder}: {len(wrong)} samples are not what they should be: {some(wrong.values())}")
     print(f"{folder}: verified, every hash, image, label and index")
-
-
-class Said:
-    """Progress with its rate and the time left: a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total = what, total
-        self.console = Console(highlight=False)
-        self.began = self.last = time.monotonic()
-        self.bar: Progress | None = None
-
-    def __enter__(self) -> Said:
-        if self.console.is_terminal:
-            rate = TextColumn("{task.fields[rate]:.0f} images/s")
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console)
-            self.task = self.bar.add_task(self.what, total=self.total, rate=0.0)
-            self.bar.start()
-        return self
-
-    def __call__(self, done: int) -> None:
-        """So many are done."""
-        seconds = time.monotonic() - self.began
-        rate = done / max(seconds, 1e-9)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=done, rate=rate)
-        elif time.monotonic() - self.last > SAY_SECONDS or (done == self.total and self.last > self.began):
-            self.last = time.monotonic()
-            left = timedelta(seconds=round((self.total - done) / max(rate, 1e-9)))
-            print(f"{self.what}: {done:,} of {self.total:,} images, {rate:.0f} images/s, {left} left", flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
 
 def _counts(manifest: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ FFCV's own driver of the writer waits for ever for a worker that died (a full di
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from mal.data.ffcv.prepared import PARTS, sample_hash
+from mal.data.ffcv.unfinished import State, Stopped, Unfinished
 from mal.data.ffcv.worker_pool import spread
 from mal.data.image_set import MapFiles, Readable
 from mal.data.pixel_statistics import image_moments
 from mal.rng import generator
 
 MIN_PAGE, MAX_PAGE = 2**21, 2**31  # FFCV's limits
+SAVE_SECONDS = 30.0  # between two moments that a killed writer can go on from
 
 
 @dataclass(frozen=True)
@@ -64,32 +68,69 @@ def write_beton(
     compression: Compression,
     workers: int,
     said: Callable[[int], None] = lambda done: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[int, str]:
     """Write FOLDER/PART.beton with its labels, moments and pixel hashes; what is wrong with which image, by index.
 
-    Where anything is wrong, what was written is not to be used. Raises OSError (a full disk) and `WorkersDied`.
+    It goes on where a writer of the same images was stopped or killed; stop: whether this one is to leave. Where
+    anything is wrong, what was written is not to be used. Raises `Stopped`, OSError (a full disk) and `WorkersDied`.
     """
-    from ffcv.memory_allocator import MemoryAllocator
     from ffcv.writer import DatasetWriter
 
     assert part in PARTS
     fields = _fields(split, compression)
-    path = str(folder / f"{part}.beton")
     page = page_size(int(np.prod(split.shape)) + int(np.prod(map_shape(split) or 0)))
-    writer = DatasetWriter(path, fields, page_size=page, num_workers=workers)
+    unfinished = Unfinished(folder, part, [compression, page, *split.identity()])
+    writer = DatasetWriter(str(folder / f".{part}.head"), fields, page_size=page, num_workers=workers)
     writer.num_samples = len(split)
     writer.prepare()
     try:
-        allocator = MemoryAllocator(path, writer.data_region_start, page)
-        work = _Writing(folder, part, split, compression, fields, writer, allocator)
-        wrong, allocations = spread(work, len(split), workers, said)
-        work.flush()
-        if not wrong:
-            writer.finalize(np.concatenate(allocations))
+        state = unfinished.read(_aligned(writer.data_region_start, page), page)
+        if state.done == len(split) and state.wrong:
+            return state.wrong
+        work = _Writing(folder, part, split, compression, fields, writer, fresh=state.done == 0)
+        work.go_on(Path(writer.fname), state, page)
+        writer.fname = str(unfinished.file)
+        while state.done < len(split):
+            _write_on(work, state, workers, said, stop)
+            unfinished.save(state)
+            if stop() and state.done < len(split):
+                raise Stopped(f"stopped at {state.done:,} of {len(split):,} images of {part}")
+        if not state.wrong:
+            writer.finalize(np.concatenate(state.allocations))
     finally:
+        Path(folder / f".{part}.head").unlink(missing_ok=True)
         writer.metadata_sm.close()
         writer.metadata_sm.unlink()
-    return wrong
+    return state.wrong
+
+
+def _aligned(start: int, page: int) -> int:
+    from ffcv.utils import align_to_page
+
+    return int(align_to_page(start, page))
+
+
+def _write_on(
+    work: _Writing, state: State, workers: int, said: Callable[[int], None], stop: Callable[[], bool]
+) -> None:
+    """Write for SAVE_SECONDS, or until the end or a stop; `state` is then what was reached."""
+    reached = [state.done]
+    deadline = time.monotonic() + SAVE_SECONDS
+
+    def note(done: int) -> None:
+        reached[0] = done
+        said(done)
+
+    work.allocate(state.pages)
+    wrong, allocations = spread(
+        work, len(work.split), workers, note, state.done, lambda: stop() or time.monotonic() > deadline
+    )
+    work.flush()
+    state.done, state.pages = reached[0], work.pages
+    state.wrong |= wrong
+    state.allocations += allocations
+    state.metadata = work.rows(state.done)
 
 
 def check_beton(
@@ -136,9 +177,9 @@ class _Writing:
         compression: Compression,
         fields: dict[str, Any],
         writer: Any,
-        allocator: Any,
+        fresh: bool,
     ) -> None:
-        self.split, self.fields, self.writer, self.allocator = split, fields, writer, allocator
+        self.path, self.split, self.fields, self.writer = folder / f"{part}.beton", split, fields, writer
         self.compressed = compression.chosen(part, len(split))
         sides = map_shape(split)
         arrays: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -146,10 +187,37 @@ class _Writing:
             "moments": ("<i8", (len(split), split.shape[0], 2)),
             "pixels": ("<u8", (len(split),)),
         }
+        mode: Any = "w+" if fresh else "r+"
         self.arrays = {
-            name: np.lib.format.open_memmap(folder / f"{part}_{name}.npy", "w+", np.dtype(kind), shape)
+            name: np.lib.format.open_memmap(folder / f"{part}_{name}.npy", mode, np.dtype(kind), shape)
             for name, (kind, shape) in arrays.items()
         }
+
+    def go_on(self, head: Path, state: State, page: int) -> None:
+        """Bring file and memory to a state; head: the beginning of the file."""
+        self.page, self.start = page, self.writer.data_region_start
+        if state.pages:
+            os.truncate(self.path, _aligned(self.start, page) + state.pages * page)
+        else:
+            shutil.copyfile(head, self.path)
+        np.frombuffer(self.writer.metadata_sm.buf, np.uint8)[: len(state.metadata)] = state.metadata
+
+    def allocate(self, pages: int) -> None:
+        """Write behind the first `pages` pages from now on."""
+        from ffcv.memory_allocator import MemoryAllocator
+
+        self.allocator = MemoryAllocator(str(self.path), self.start, self.page)
+        self.allocator.next_page_allocated.value = self.allocator.next_page_written.value = pages
+
+    @property
+    def pages(self) -> int:
+        """Written so far."""
+        return int(self.allocator.next_page_written.value)
+
+    def rows(self, count: int) -> np.ndarray:
+        """FFCV's metadata of the first samples, uint8."""
+        size = count * self.writer.metadata_type.itemsize
+        return np.frombuffer(self.writer.metadata_sm.buf, np.uint8)[:size].copy()
 
     def open(self) -> None:
         self.metadata = np.frombuffer(self.writer.metadata_sm.buf, dtype=self.writer.metadata_type)

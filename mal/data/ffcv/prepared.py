@@ -39,6 +39,11 @@ def prepared_folder(spec: Spec, data: Path, mode: str) -> Path:
     return data / "prepared" / f"{spec.prepared_as or spec.source}-{mode}"
 
 
+def unfinished_folder(folder: Path) -> Path:
+    """Where a copy is written until it is whole, and where a stopped writer left it."""
+    return folder.with_name(f".{folder.name}.part")
+
+
 def open_prepared(spec: Spec, data: Path) -> tuple[Prepared, Prepared]:
     """The prepared copy that a specification asks for, each file with the hash that the manifest gives it.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
+
+from mal.process.interrupt import shielded
 
 CHUNK = 64  # neighbours that one worker takes: they lie together in the file
 LOOK_SECONDS = 0.2
@@ -34,28 +35,41 @@ class WorkersDied(Exception):
 
 
 def spread(
-    work: Work, count: int, workers: int, said: Callable[[int], None] = lambda done: None
+    work: Work,
+    count: int,
+    workers: int,
+    said: Callable[[int], None] = lambda done: None,
+    first: int = 0,
+    halt: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[int, str], list[Any]]:
-    """Do `work` for 0..count-1 in `workers` processes: what is wrong, by index, and what each worker's close gave.
+    """Do `work` for first..count-1 in `workers` processes: what is wrong, by index, and what each worker's close gave.
 
-    said: called now and then with how many are done. Raises `WorkersDied`, and OSError where a worker met one (a full
-    disk, say); no process is left behind.
+    said: called now and then, and at the end, with how many are done from 0 on, none left out. halt: asked now and
+    then; once it is true, the workers end what they have begun, and the rest is left. Raises `WorkersDied`, and OSError
+    where a worker met one (a full disk, say); no process is left behind.
     """
     context = multiprocessing.get_context("fork")  # nothing is copied, and FFCV's allocator is made for it
-    taken, done = context.Value("q", 0), context.Value("q", 0)
+    taken, done, halted = context.Value("q", first), context.Value("q", first), context.Value("b", False)
     readers, processes = [], []
-    for _ in range(max(1, min(workers, -(-count // CHUNK)))):
+    for _ in range(max(1, min(workers, -(-(count - first) // CHUNK)))):
         reader, writer = context.Pipe(duplex=False)
-        process = context.Process(target=_serve, args=(work, count, taken, done, writer, os.getpid()), daemon=True)
-        process.start()
+        shared = (taken, done, halted)
+        process = context.Process(target=_serve, args=(work, count, *shared, writer, os.getpid()), daemon=True)
+        with shielded():  # Slurm signals every process of a step; the parent decides
+            process.start()
         writer.close()
         readers.append(reader)
         processes.append(process)
+
+    def look() -> None:
+        said(done.value)
+        halted.value = halted.value or halt()
+
     try:
-        return _collect(readers, lambda: said(done.value))
+        return _collect(readers, look)
     finally:
         for process in processes:
-            process.terminate()
+            process.kill()
             process.join()
 
 
@@ -79,17 +93,16 @@ def _collect(readers: list[Connection], look: Callable[[], None]) -> tuple[dict[
     return wrong, closed
 
 
-def _serve(work: Work, count: int, taken: Any, done: Any, answer: Connection, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _serve(work: Work, count: int, taken: Any, done: Any, halted: Any, answer: Connection, parent: int) -> None:
     wrong: dict[int, str] = {}
     try:
         work.open()
         while os.getppid() == parent:
             with taken.get_lock():
                 first = taken.value
-                taken.value += CHUNK
-            if first >= count:
+                over = halted.value or first >= count
+                taken.value += 0 if over else CHUNK
+            if over:
                 answer.send((wrong, work.close()))
                 return
             for index in range(first, min(count, first + CHUNK)):
