@@ -12,23 +12,6 @@ import pandas as pd
 from analysis.load import Chain, Finding, Runs
 from analysis.panels import Panel
 
-# Keys that say where, when and on what a chain ran, not what was computed.
-PLACE = (
-    "seed",
-    "seeds",
-    "methods",
-    "name",
-    "runs",
-    "data",
-    "dry_run",
-    "retry",
-    "threads",
-    "checkpoint_minutes",
-    "keep_model",
-    "device",
-    "cluster",
-    "experiment",
-)
 # Keys on which methods must agree to be compared; the others are a method's own.
 PROTOCOL = ("dataset", "rounds", "initial", "budget", "backbone", "task", "precision", "loader")
 OWN = ("task.init",)
@@ -121,7 +104,7 @@ def _configurations(chains: tuple[Chain, ...]) -> Iterable[Finding]:
         by_panel[chain.sweep, dataset].append(chain)
     within = set()
     for (_, _, method), group in by_method.items():
-        for key, values in _differing(group, lambda key: not _starts(key, PLACE)):
+        for key, values in _differing(group, lambda key: key != "seed"):
             within.add(key)
             each = _sides(group, key, values, lambda chain: f"seed {chain.seed}")
             yield Finding("different configuration", f"{method}: {key} differs between seeds: {each}")
@@ -137,8 +120,8 @@ def _starts(key: str, names: tuple[str, ...]) -> bool:
 
 
 def _differing(chains: list[Chain], counts: Any) -> Iterable[tuple[str, list[str]]]:
-    for key in sorted({key for chain in chains for key in chain.config if counts(key)}):
-        values = sorted({str(chain.config.get(key)) for chain in chains})
+    for key in sorted({key for chain in chains for key in chain.compared if counts(key)}):
+        values = sorted({str(chain.compared.get(key)) for chain in chains})
         if len(values) > 1:
             yield key, values
 
@@ -146,7 +129,7 @@ def _differing(chains: list[Chain], counts: Any) -> Iterable[tuple[str, list[str
 def _sides(chains: list[Chain], key: str, values: list[str], name: Any) -> str:
     sides = []
     for value in values:
-        names = dict.fromkeys(name(chain) for chain in chains if str(chain.config.get(key)) == value)
+        names = dict.fromkeys(name(chain) for chain in chains if str(chain.compared.get(key)) == value)
         sides.append(f"{value} ({', '.join(names)})")
     return " / ".join(sides)
 

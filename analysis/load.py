@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,11 @@ class Chain:
     def label(self) -> str:
         """`method seed S`."""
         return f"{self.method} seed {self.seed}"
+
+    @cached_property
+    def compared(self) -> dict[str, Any]:
+        """The part of the configuration that must agree to be compared: what results depend on, and how many rounds."""
+        return run_folder.deciding(self.config) | {"rounds": self.planned}
 
 
 @dataclass(frozen=True)

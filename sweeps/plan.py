@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mal.chain import clear_failure, is_locked, read_failure
 from mal.config.compose import Sweep
-from mal.config.frozen import differences, load_chain, save_chain
+from mal.config.frozen import amended, differences, load_chain, save_chain
 from mal.config.schema import Chain
 from mal.files import write_atomic
 from mal.run import folder as run_folder
@@ -72,17 +72,18 @@ def reconcile(sweep: Sweep) -> list[ChainPlan]:
 
 
 def freeze(plans: list[ChainPlan]) -> None:
-    """Write the configuration of each chain that will run, where its jobs read it; rewritten only to add rounds.
+    """Write the configuration of each chain that will run, where its jobs read it; changed only to add rounds or in places.
 
     An error recorded before is forgotten: only retry=true lets such a chain run.
     """
     for plan in plans:
         if plan.to_run:
             clear_failure(plan.folder)
-            content = save_chain(plan.config).encode()
             path = plan.folder / run_folder.CONFIG
-            if not path.is_file() or path.read_bytes() != content:
-                write_atomic(path, content)
+            if not path.is_file():
+                write_atomic(path, save_chain(plan.config).encode())
+            elif load_chain(path) != plan.config:
+                write_atomic(path, amended(path, plan.config).encode())
 
 
 def share_threads(plans: list[ChainPlan], workers: int) -> None:

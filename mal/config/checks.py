@@ -17,7 +17,7 @@ from mal.config.task_keys import TASKS, check_task
 
 CONF = Path(__file__).parents[1] / "conf"
 TEMPLATE = "template"
-QUERIES_OF_D = ("intersection", "entropy_of_unlabeled", "rank_sum", "discriminator")
+QUERIES_OF_D = ("intersection", "entropy_of_unlabelled", "rank_sum", "discriminator")
 
 
 def choices(group: str) -> list[str]:

@@ -11,12 +11,25 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mal.config.checks import validate
-from mal.config.schema import PLACE_KEYS, Chain, flat
+from mal.config.schema import Chain, deciding, flat, newer
 
 
 def save_chain(chain: Chain) -> str:
     """The YAML of a chain's configuration."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(chain)))
+
+
+def amended(path: Path, chain: Chain) -> str:
+    """The YAML of a chain that was launched before, with the values that are others now and nothing else changed.
+
+    Its jobs in the queue may run older code, which knows neither keys added since nor another spelling.
+    """
+    frozen = OmegaConf.load(path)
+    before, now = flat(asdict(load_chain(path))), flat(asdict(chain))
+    for key in now:
+        if before.get(key) != now[key]:
+            OmegaConf.update(frozen, key, now[key], force_add=True)
+    return OmegaConf.to_yaml(frozen)
 
 
 def load_chain(path: Path) -> Chain:
@@ -34,7 +47,7 @@ def load_chain(path: Path) -> Chain:
 def differences(old: Chain, new: Chain) -> list[str]:
     """The keys on which two chains' results depend and that differ, as `task.lr: 0.01 -> 0.1`."""
     before, after = flat(asdict(old)), flat(asdict(new))
-    keys = [key for key in before | after if before.get(key) != after.get(key) and key not in PLACE_KEYS]
+    keys = [key for key in deciding(before) | deciding(after) if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
 
 
@@ -47,4 +60,5 @@ def structured(config: Any, what: str) -> Chain:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{what} is not valid{f' at {key}' if key else ''}: {reason}") from None
     assert isinstance(chain, Chain)
+    chain.method = newer("method", chain.method)
     return chain

@@ -43,7 +43,7 @@ class Number:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "query": ("intersection", "entropy_of_unlabeled", "rank_sum", "entropy", "discriminator", "random"),
+    "query": ("intersection", "entropy_of_unlabelled", "rank_sum", "entropy", "discriminator", "random"),
     "epoch_of": ("pool", "labelled"),
     "measure": ("variation_ratio", "entropy", "mutual_information"),
     "mode": ("rejection", "exact"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ PLACE_KEYS = (
     *("checkpoint_minutes", "collective_minutes", "workers"),
     *("dataset.root", "dataset.train_images", "dataset.test_images"),
 )
+# Values, by their key, that older chains spell otherwise: both are read, and the older one stays in the fingerprint.
+OLDER_SPELLINGS = {"method.query": {"entropy_of_unlabelled": "entropy_of_unlabeled"}}
 
 
 def added(neutral: Any) -> Any:
@@ -119,17 +122,46 @@ class Chain:
 
     def science(self) -> dict[str, Any]:
         """The part of the configuration under the fingerprint."""
-        return _told(self)
+        return _deciding(self)
 
 
-def _told(section: Any, prefix: str = "") -> dict[str, Any]:
+def _deciding(section: Any, prefix: str = "") -> dict[str, Any]:
     """A section as nested dicts, without places and without the keys added later that are at their neutral value."""
     values = {}
     for each in fields(section):
         value, key = getattr(section, each.name), prefix + each.name
         if key not in PLACE_KEYS and not (each.metadata.get("added") and value == each.default):
-            values[each.name] = _told(value, f"{key}.") if is_dataclass(value) else value
+            values[each.name] = _deciding(value, f"{key}.") if is_dataclass(value) else _older(key, value)
     return values
+
+
+def _older(key: str, value: Any) -> Any:
+    """A value as older chains have it in their fingerprint."""
+    if isinstance(value, dict):
+        return {name: _older(f"{key}.{name}", each) for name, each in value.items()}
+    return OLDER_SPELLINGS.get(key, {}).get(value, value) if isinstance(value, str) else value
+
+
+def newer(key: str, value: Any) -> Any:
+    """A value, or a section of them, in the spelling of today."""
+    if isinstance(value, dict):
+        return {name: newer(f"{key}.{name}", each) for name, each in value.items()}
+    return next((new for new, old in OLDER_SPELLINGS.get(key, {}).items() if old == value), value)
+
+
+# The keys added later, each with its neutral value.
+NEUTRAL = {
+    prefix + each.name: each.default
+    for prefix, section in (("", Chain), ("dataset.", Dataset), ("minimax.", Minimax), ("task.", Task))
+    for each in fields(section)
+    if each.metadata.get("added")
+}
+
+
+def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What results depend on in the configuration of a chain of any age, by dotted keys as in its config.yaml."""
+    kept = {key: newer(key, value) for key, value in values.items() if key not in PLACE_KEYS}
+    return {key: value for key, value in kept.items() if key not in NEUTRAL or value != NEUTRAL[key]}
 
 
 def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

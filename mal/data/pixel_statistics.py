@@ -51,7 +51,6 @@ def array_moments(images: np.ndarray) -> np.ndarray:
 
 
 def _decoded_moments(files: Files, pool: np.ndarray, check: Callable[[], None]) -> np.ndarray:
-
     def moments_of(index: np.int64) -> np.ndarray:
         return image_moments(files.read(int(index)))
 
@@ -59,9 +58,7 @@ def _decoded_moments(files: Files, pool: np.ndarray, check: Callable[[], None]) 
     began = said = time.monotonic()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # Pillow decodes without Python's lock
         for first in range(0, len(pool), BLOCK):
-            for moments in threads.map(
-                lambda index: image_moments(files.read(int(index))), pool[first : first + BLOCK]
-            ):
+            for moments in threads.map(moments_of, pool[first : first + BLOCK]):
                 total += moments
             check()
             if (now := time.monotonic()) - said > SAY_SECONDS:

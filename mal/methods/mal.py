@@ -41,8 +41,8 @@ def rank_sum(entropy: np.ndarray, labelledness: np.ndarray, budget: int) -> np.n
     return np.argsort(ranks(-entropy) + ranks(labelledness), kind="stable")[:budget]
 
 
-@RULES.register("entropy_of_unlabeled")
-def entropy_of_unlabeled(entropy: np.ndarray, labelledness: np.ndarray, budget: int) -> np.ndarray:
+@RULES.register("entropy_of_unlabelled")
+def entropy_of_unlabelled(entropy: np.ndarray, labelledness: np.ndarray, budget: int) -> np.ndarray:
     """Among those that D takes for unlabelled (below 0.5), the b of highest entropy; where fewer, then the lowest D."""
     below = np.flatnonzero(labelledness < 0.5)
     chosen = below[top_b(entropy[below], min(budget, len(below)))] if len(below) else below

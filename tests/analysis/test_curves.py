@@ -4,12 +4,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis import checks, curves, tables
+from mal.config.schema import NEUTRAL, PLACE_KEYS
 from mal.run import folder as run_folder
 from tests.made_up_runs import read, run, write_chain
 
@@ -225,6 +227,28 @@ def test_differing_configurations_are_named(tmp_path: Path) -> None:
         "entropy: minimax.epochs differs between seeds: 6 (seed 0, seed 1, seed 2, seed 4) / 7 (seed 3)",
         "sweep: task.epochs differs between methods: 5 (entropy, mal, random) / 8 (bald)",
     ]
+
+
+def test_places_and_chains_of_an_older_launch_are_no_other_configuration(tmp_path: Path) -> None:
+    older = {"method": {"name": "mal", "query": "entropy_of_unlabeled"}}
+    newer = {"method": {"name": "mal", "query": "entropy_of_unlabelled"}}
+    places: dict[str, Any] = {}
+    for key in PLACE_KEYS:
+        section, _, name = key.rpartition(".")
+        if key != "rounds":
+            (places.setdefault(section, {}) if section else places)[name] = "here"
+    places.pop("name")
+    places["dataset"] |= {"name": "digits", "classes": 10}
+    for key, value in NEUTRAL.items():
+        section, _, name = key.rpartition(".")
+        (places.setdefault(section, {}) if section else places).setdefault(name, value)
+    for seed in range(5):
+        write_chain(tmp_path, "mal", seed, [50, 60], config=newer | places if seed else older)
+        write_chain(tmp_path, "random", seed, [50, 60])
+    assert "different configuration" not in findings(tmp_path)
+    write_chain(tmp_path, "mal", 5, [50, 60], config=older | {"precision": "bf16"})
+    (found,) = findings(tmp_path)["different configuration"]
+    assert found.startswith("mal: precision differs between seeds")
 
 
 def test_other_initial_labels_pools_and_budgets_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from mal.config.checks import CONF, choices, pool_size, validate
 from mal.config.compose import compose_sweep
-from mal.config.frozen import differences, load_chain, save_chain
+from mal.config.frozen import amended, differences, load_chain, save_chain
 from mal.config.schema import Chain, added
 from tests.chains import ROOT, chain_config, environment
 from tests.made_up_data import write_folders
@@ -308,6 +308,41 @@ class LaterChain(Chain):
 def test_a_key_added_later_leaves_older_chains_as_they_were_at_its_neutral_value(value: float, same: bool) -> None:
     chain = chain_config()
     assert (LaterChain(**vars(chain), stronger=value).fingerprint() == chain.fingerprint()) == same
+
+
+# Of a chain that was launched when the value was spelled so.
+OLDER, FINGERPRINT = "entropy_of_unlabeled", "402d917770b1d0343aedd81900889ad6f271b30ebe0205623f2b9e8a425bdd5c"
+
+
+@pytest.mark.parametrize("variant", [False, True])
+def test_an_older_spelling_is_read_and_means_the_same_chain(tmp_path: Path, variant: bool) -> None:
+    def launched(value: str) -> Chain:
+        asked = f"variants={{mal:{{method:mal,method.query:{value}}}}}" if variant else f"method.query={value}"
+        return compose_sweep(["dataset=digits", "methods=[mal]", "seeds=1", asked]).chains[0]
+
+    older, newer = launched(OLDER), launched("entropy_of_unlabelled")
+    assert older == newer
+    assert newer.method["query"] == "entropy_of_unlabelled"
+    assert newer.fingerprint() == FINGERPRINT
+    path = tmp_path / "config.yaml"
+    path.write_text(save_chain(newer).replace("entropy_of_unlabelled", OLDER))
+    assert OLDER in path.read_text()
+    assert load_chain(path) == newer
+    assert differences(load_chain(path), newer) == []
+    assert load_chain(path).fingerprint() == FINGERPRINT
+
+
+def test_a_chain_goes_on_with_the_words_that_it_was_launched_with(tmp_path: Path) -> None:
+    """Jobs in the queue may run older code: it knows neither a key added since nor another spelling."""
+    chain = compose_sweep(["dataset=digits", "methods=[mal]", "seeds=1", f"method.query={OLDER}"]).chains[0]
+    lines = save_chain(chain).replace("entropy_of_unlabelled", OLDER).splitlines(keepends=True)
+    path = tmp_path / "config.yaml"
+    path.write_text("".join(line for line in lines if not line.startswith("workers:")))
+    launched = path.read_text()
+    assert amended(path, chain) == launched
+    assert amended(path, replace(chain, rounds=chain.rounds + 1)) == launched.replace(
+        f"rounds: {chain.rounds}\n", f"rounds: {chain.rounds + 1}\n"
+    )
 
 
 # ------------------------------------------------------------------------- without torch

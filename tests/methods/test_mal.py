@@ -46,7 +46,7 @@ def brute_rank_sum(entropy: list[float], d: list[float], budget: int) -> list[in
     return sorted(range(len(d)), key=lambda i: (e[i] + u[i], i))[:budget]
 
 
-def brute_entropy_of_unlabeled(entropy: list[float], d: list[float], budget: int) -> list[int]:
+def brute_entropy_of_unlabelled(entropy: list[float], d: list[float], budget: int) -> list[int]:
     below = sorted((i for i in range(len(d)) if d[i] < 0.5), key=lambda i: (-entropy[i], i))
     above = sorted((i for i in range(len(d)) if d[i] >= 0.5), key=lambda i: (d[i], i))
     return (below + above)[:budget]
@@ -63,7 +63,7 @@ def brute_discriminator(entropy: list[float], d: list[float], budget: int) -> li
 BRUTE: dict[str, Callable[[list[float], list[float], int], list[int]]] = {
     "intersection": brute_intersection,
     "rank_sum": brute_rank_sum,
-    "entropy_of_unlabeled": brute_entropy_of_unlabeled,
+    "entropy_of_unlabelled": brute_entropy_of_unlabelled,
     "entropy": brute_entropy,
     "discriminator": brute_discriminator,
 }
@@ -94,7 +94,7 @@ def test_rules_differ_where_the_paper_is_ambiguous() -> None:
     entropy = np.array([2.0, 1.9, 1.0, 0.1, 0.0])
     d = np.array([0.9, 0.45, 0.4, 0.05, 0.04])
     first = {rule: RULES[rule](entropy, d, 1)[0] for rule in BRUTE}
-    assert first == {"intersection": 2, "rank_sum": 0, "entropy_of_unlabeled": 1, "entropy": 0, "discriminator": 4}
+    assert first == {"intersection": 2, "rank_sum": 0, "entropy_of_unlabelled": 1, "entropy": 0, "discriminator": 4}
 
 
 @pytest.mark.parametrize("rule", BRUTE)
