@@ -72,7 +72,7 @@ def reconcile(sweep: Sweep) -> list[ChainPlan]:
 
 
 def freeze(plans: list[ChainPlan]) -> None:
-    """Write the configuration of each chain that will run, where its jobs read it; changed only to add rounds or in places.
+    """Write the configuration of each chain that will run, where its jobs read it; of one begun, only places change.
 
     An error recorded before is forgotten: only retry=true lets such a chain run.
     """
