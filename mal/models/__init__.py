@@ -1,5 +1,4 @@
-"""Networks: feature encoders F (backbones), the heads C and D, the task model M. A new backbone is imported here."""
+"""Networks: feature encoders F (backbones), the heads C and D, the task model M. A new backbone has its line here."""
 
-from mal.models import backbones, drn
-
-__all__ = ["backbones", "drn"]
+from mal.models import backbones as backbones
+from mal.models import drn as drn

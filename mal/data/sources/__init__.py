@@ -1,5 +1,10 @@
-"""Readers of data sets in their official formats, one file each: a new one is a file, its YAML and its import here."""
+"""Readers of datasets in their official formats, one file each: a new one is a file, its YAML and its line here."""
 
-from mal.data.sources import bdd100k, cifar100, digits, fashion_mnist, folder, imagenet, inaturalist2018, scenes
-
-__all__ = ["bdd100k", "cifar100", "digits", "fashion_mnist", "folder", "imagenet", "inaturalist2018", "scenes"]
+from mal.data.sources import bdd100k as bdd100k
+from mal.data.sources import cifar100 as cifar100
+from mal.data.sources import digits as digits
+from mal.data.sources import fashion_mnist as fashion_mnist
+from mal.data.sources import folder as folder
+from mal.data.sources import imagenet as imagenet
+from mal.data.sources import inaturalist2018 as inaturalist2018
+from mal.data.sources import scenes as scenes
