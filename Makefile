@@ -1,5 +1,5 @@
 # make setup   .venv with the exact versions of requirements.txt (needs Python 3.11, pip, make; no root)
-# make demo    setup, a first sweep on an embedded data set, and its figure
+# make demo    setup, a first sweep on an embedded data set on this machine, wherever that is, and its figure
 # make study   setup, then the study of docs/study.md, hours on two cores; ARGS="presets=[study_digits] tune=4"
 # make test    setup, what the tests need from Debian (root or sudo, once), then pytest; ARGS="-k pool" goes to pytest
 # make chaos   the fault study on a real one-machine Slurm, half an hour: docs/reliability.md; ARGS="repeats=5"
@@ -36,8 +36,8 @@ endif
 setup: .venv/.run
 
 demo: setup
-	$(PY) sweeps/launch.py dataset=digits seeds=3
-	$(PY) analysis/curves.py
+	$(PY) sweeps/launch.py dataset=digits seeds=3 cluster=local
+	$(PY) analysis/curves.py name=digits
 	@ls figures/digits/*.png | sed 's/^/figure: /'
 
 study: setup

@@ -10,6 +10,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+try:
+    from mal.packages import REPORTS, require
+
+    require(REPORTS)
+except ImportError as error:
+    sys.exit(
+        f"curves.py: {error} in {sys.executable}: start .venv/bin/python (make setup), or activate your environment."
+    )
+
 from analysis.options import HELP, Options, hint, parse, wants_help
 
 if TYPE_CHECKING:

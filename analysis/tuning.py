@@ -16,6 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+try:
+    from mal.packages import REPORTS, require
+
+    require(REPORTS)
+except ImportError as error:
+    sys.exit(
+        f"tuning.py: {error} in {sys.executable}: start .venv/bin/python (make setup), or activate your environment."
+    )
+
 import numpy as np
 import pandas as pd
 import yaml

@@ -24,6 +24,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+try:
+    from mal.packages import require
+
+    require()
+except ImportError as error:
+    sys.exit(
+        f"slurm.local: {error} in {sys.executable}: start .venv/bin/python (make setup), or activate your environment."
+    )
+
 import psutil
 
 from slurm.local_conf import ClusterShape, gres_conf, slurm_conf, submit_filter

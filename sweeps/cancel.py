@@ -14,6 +14,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+try:
+    from mal.packages import require
+
+    require()
+except ImportError as error:
+    sys.exit(
+        f"cancel.py: {error} in {sys.executable}: start .venv/bin/python (make setup), or activate your environment."
+    )
+
 from mal.config.options import parse_options
 from mal.config.registry import nearest
 from mal.run import folder as run_folder

@@ -3,7 +3,9 @@
     python sweeps/launch.py dataset=digits seeds=3
     python sweeps/launch.py dataset=imagenet seeds=3 cluster=slurm dry_run=true
 
-Running it again after anything does what is missing and nothing else. `--help` explains every key.
+Running it again after anything does what is missing and nothing else. `--help` explains every key;
+`show_config=METHOD` prints what a method would run with and where each value comes from; completion in bash:
+source <(python sweeps/launch.py completion=bash).
 """
 
 from __future__ import annotations
@@ -11,8 +13,18 @@ from __future__ import annotations
 import sys
 import textwrap
 
+try:
+    from mal.packages import require
+
+    require()
+except ImportError as error:
+    sys.exit(
+        f"launch.py: {error} in {sys.executable}: start .venv/bin/python (make setup), or activate your environment."
+    )
+
 from mal.config.checks import CONF, choices
 from mal.config.compose import GROUPS, Sweep, compose_sweep
+from sweeps import habits, show
 
 EXIT_USAGE, EXIT_STOPPED = 2, 130
 
@@ -22,7 +34,17 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help", "help"} & set(arguments):
         print(help_text())
         return 0
+    if "completion=bash" in arguments:
+        from sweeps.completion import script
+
+        print(script())
+        return 0
     try:
+        shown, arguments = show.asked(arguments)
+        habits.answer(arguments)
+        if shown:
+            print(show.show(shown, arguments))
+            return 0
         return launch(compose_sweep(choose_cluster(arguments)))
     except ValueError as error:
         print(f"launch.py: {error}", file=sys.stderr)

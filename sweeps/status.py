@@ -22,6 +22,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+try:
+    from mal.packages import require
+
+    require()
+except ImportError as error:
+    sys.exit(
+        f"status.py: {error} in {sys.executable}: start .venv/bin/python (make setup), or activate your environment."
+    )
+
 from mal.config.options import parse_boolean, parse_options
 from mal.config.registry import nearest
 from mal.run import folder as run_folder

@@ -21,6 +21,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+try:
+    from mal.packages import require
+
+    require()
+except ImportError as error:
+    sys.exit(
+        f"study.py: {error} in {sys.executable}: start .venv/bin/python (make setup), or activate your environment."
+    )
+
 import yaml
 
 from mal.config import checks, frozen

@@ -3,7 +3,9 @@
 import importlib.util
 import os
 import shutil
+from fnmatch import fnmatch
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -33,6 +35,45 @@ def missing(marker: str) -> str | None:
 
         return None if torch.cuda.is_available() else "no CUDA device"
     return None
+
+
+def may_be_skipped(test: str, reason: str) -> bool:
+    """Whether tests/may_be_skipped.txt says that CI can do without a test, for a reason."""
+    lines = (Path(__file__).parent / "may_be_skipped.txt").read_text().splitlines()
+    allowed = [line.split(" | ") for line in lines if line and not line.startswith("#")]
+    return any(fnmatch(test, pattern) and fnmatch(reason, why) for pattern, why in allowed)
+
+
+SKIPPED: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what CI must not do without."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if not may_be_skipped(report.nodeid, reason):
+            SKIPPED.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """The same for a file that was skipped as a whole."""
+    if report.skipped:
+        SKIPPED.append(f"{report.nodeid}: {report.longrepr}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """CI fails where a test was skipped that is not on the list."""
+    if SKIPPED and os.environ.get("CI") == "true":
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name them, in CI and elsewhere."""
+    if SKIPPED:
+        terminalreporter.section("skipped, and not on tests/may_be_skipped.txt: CI fails")
+        for line in SKIPPED:
+            terminalreporter.line(line)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

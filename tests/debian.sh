@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the tests need from Debian, and nothing where all of it is there: a compiler and the libraries that FFCV
-# is built against, Slurm, and Fashion-MNIST.
+# is built against, Slurm, Fashion-MNIST, and a browser for the reports.
 set -euo pipefail
 
-wanted=(g++ pkg-config libopencv-dev libturbojpeg0-dev slurm-wlm munge dataset-fashion-mnist)
+wanted=(g++ pkg-config libopencv-dev libturbojpeg0-dev slurm-wlm munge dataset-fashion-mnist chromium)
 
 # Debian keeps its Python's header files in a package of their own; other builds of Python have them.
 read -r version headers < <("${PYTHON:-python3}" -c \

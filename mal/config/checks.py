@@ -10,10 +10,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mal.config.choices import CHOICES
 from mal.config.method_keys import check_method
 from mal.config.registry import nearest
 from mal.config.schema import Chain, Dataset, flat
-from mal.config.task_keys import TASKS, check_task
+from mal.config.task_keys import check_task
 
 CONF = Path(__file__).parents[1] / "conf"
 TEMPLATE = "template"
@@ -92,21 +93,8 @@ def _check_method(method: dict[str, Any]) -> None:
 
 
 def _check_choices(chain: Chain) -> None:
-    allowed = {
-        "loader": ("memory", "torch", "ffcv"),
-        "device": ("auto", "cpu", "cuda"),
-        "precision": ("fp32", "bf16"),
-        "dataset.task": TASKS,
-        "dataset.resize": (None, "square", "stretch"),
-        "dataset.prepared": ("raw", "jpg", "mixed"),
-        "minimax.epoch_of": ("pool", "labelled"),
-        "task.epoch_of": ("pool", "labelled"),
-        "task.init": ("scratch", "from_f", "continue"),
-        "task.optimizer": ("sgd", "adam"),
-        "task.schedule": ("quarters", "cosine", "constant"),
-    }
     values = flat(asdict(chain))
-    for key, names in allowed.items():
+    for key, names in CHOICES.items():
         if values[key] not in names:
             hint = nearest(str(values[key]), filter(None, names)) or "."
             raise ValueError(

@@ -98,15 +98,22 @@ def _compose(overrides: Sequence[str], check: Sequence[str] = ()) -> DictConfig:
 def _compose_variant(name: str, variant: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
     """The configuration of one method; what the command line says goes before what its variant does."""
     method = variant["method"]
-    given = _overrides_for(method, overrides)
     own = [f"{key}={_text(value)}" for key, value in variant.items() if key != "method"]
-    groups = [o for o in given if _split(o)[0] in GROUPS]
     _check_method_overrides(own, [method])
-    order = [*groups, f"method={method}", *own, *(o for o in given if o not in groups)]
-    composed = _compose(order, check=[*groups, *own] if own else ())
+    groups = [o for o in overrides if _split(o)[0] in GROUPS]
+    composed = _compose(variant_overrides(variant, overrides), check=[*groups, *own] if own else ())
     if name != method:
         composed.method.name = file_name("variants", name)
     return composed
+
+
+def variant_overrides(variant: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Hydra's overrides for one method, in the order in which they act."""
+    method = variant["method"]
+    given = _overrides_for(method, overrides)
+    own = [f"{key}={_text(value)}" for key, value in variant.items() if key != "method"]
+    groups = [o for o in given if _split(o)[0] in GROUPS]
+    return [*groups, f"method={method}", *own, *(o for o in given if o not in groups)]
 
 
 def _text(value: Any) -> str:

@@ -32,6 +32,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+try:
+    from mal.packages import require
+
+    require()
+except ImportError as error:
+    sys.exit(
+        f"prepare: {error} in {sys.executable}: start .venv/bin/python (make setup), or activate your environment."
+    )
+
 import numpy as np
 from filelock import FileLock, Timeout
 

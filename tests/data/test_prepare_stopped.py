@@ -14,6 +14,7 @@ import pytest
 
 from mal.config.compose import compose_sweep
 from mal.data import prepare
+from mal.data.dataset import read_source
 from mal.data.ffcv import beton, prepared
 from mal.data.ffcv.beton import Compression
 from mal.data.ffcv.unfinished import Stopped
@@ -32,9 +33,17 @@ sys.exit(prepare.main(sys.argv[1:]))
 """
 
 
+class Slow(Arrays):
+    """Arrays whose images take as long as those of files."""
+
+    def read(self, index: int) -> np.ndarray:
+        time.sleep(0.002)
+        return super().read(index)
+
+
 def images(count: int) -> Arrays:
     generator = np.random.default_rng(7)
-    return Arrays(generator.integers(0, 256, (count, 3, 48, 48), np.uint8), generator.integers(0, 10, count))
+    return Slow(generator.integers(0, 256, (count, 3, 48, 48), np.uint8), generator.integers(0, 10, count))
 
 
 def check(folder: Path, split: Arrays) -> None:
@@ -158,7 +167,8 @@ def test_a_copy_after_a_stop_is_the_same_pool(tmp_path: Path) -> None:
     order = prepare.read_order(["dataset=digits", f"data={tmp_path / 'stopped'}", "workers=2"])
     folder = prepared.unfinished_folder(tmp_path / "stopped" / "prepared" / "digits-raw")
     folder.mkdir(parents=True)
-    splits = dict(zip(prepared.PARTS, prepare.read_source(spec, order.data), strict=True))
+    source = read_source(spec, order.data)
+    splits = {part: Slow(*vars(split).values()) for part, split in zip(prepared.PARTS, source, strict=True)}
     with pytest.raises(Stopped):
         prepare._write_parts(order, splits, folder, lambda: True)
     assert prepare.prepare(order) == 0

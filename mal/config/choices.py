@@ -1,0 +1,15 @@
+"""The words that a key of a chain's configuration may be; the standard library alone, as the shell completes them."""
+
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "loader": ("memory", "torch", "ffcv"),
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("fp32", "bf16"),
+    "dataset.task": ("classification", "segmentation"),
+    "dataset.resize": (None, "square", "stretch"),
+    "dataset.prepared": ("raw", "jpg", "mixed"),
+    "minimax.epoch_of": ("pool", "labelled"),
+    "task.epoch_of": ("pool", "labelled"),
+    "task.init": ("scratch", "from_f", "continue"),
+    "task.optimizer": ("sgd", "adam"),
+    "task.schedule": ("quarters", "cosine", "constant"),
+}
