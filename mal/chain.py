@@ -4,8 +4,10 @@
     srun -n4 python -m mal.chain ...      # four processes share the work (mal/process/distributed.py)
 
 The target is "the first N rounds are committed" (default: all of the configuration's). Exit status: 0 reached, also at
-once; 1 an error, recorded in the round's FAILED unless the storage failed; 75 interrupted, run it again; 76 another
-process is working on the chain; 77 out of memory, of the host or of a GPU: not recorded, as it may depend on the place.
+once; 1 an error, recorded in the round's FAILED unless the storage failed or another process was lost; 75 interrupted,
+run it again; 76 another process is working on the chain. Not recorded, as they may depend on the place: 77 out of
+memory, of the host or of a GPU; 78 a device, a library or data that are not on this node, or something else than
+--code, --tasks, --gpus say.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import re
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,22 +23,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from mal.config.frozen import load_chain
 from mal.config.schema import Chain
 from mal.files import write_json
-from mal.process.distributed import join, leave, tasks
+from mal.process.distributed import ProcessLost, join, leave, tasks
+from mal.process.faults import Fault, Misplaced, fault_of
 from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
 from mal.run import folder as run_folder
+from mal.run.code_copy import code_hash
 from mal.run.heartbeat import now, read_progress
+from mal.run.lock import hold, is_held
 
-EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY = 0, 1, 76, 77
+EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY, EXIT_PLACE = 0, 1, 76, 77, 78
+STORAGE_FAILED = "the storage failed"  # in the log, where that was the error
 LOOK_SECONDS = 2.0
-# torch on a GPU, cuBLAS, torch on the host, C++, the kernel; each also as another process tells of it
-_MEMORY = re.compile(
-    r"OutOfMemoryError|out of memory|ALLOC_FAILED|can.t allocate memory|bad_alloc|Cannot allocate memory|MemoryError"
-)
 
 log = logging.getLogger("mal.chain")
 
@@ -53,30 +53,27 @@ class OutOfMemory(Exception):
     """Memory ran out in a round; what was saved before is on disk."""
 
 
+class StorageFailed(OSError):
+    """The storage failed in a round; what was saved before is on disk."""
+
+
 @contextlib.contextmanager
 def locked(chain: Path, patience: float = LOOK_SECONDS) -> Iterator[None]:
     """Hold the chain's lock on shared storage, or raise `ChainLocked` naming who holds it.
 
     patience: seconds to wait for it, by default as long as somebody's look at it (`is_locked`) may hold it.
     """
-    lock = FileLock(chain / run_folder.LOCK)
-    try:
-        lock.acquire(timeout=patience)
-    except Timeout:
-        raise ChainLocked(f"{chain} is being worked on by {_holder(chain)}.") from None
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(hold(chain / run_folder.LOCK, patience))
+        except TimeoutError:
+            raise ChainLocked(f"{chain} is being worked on by {_holder(chain)}.") from None
         yield
-    finally:
-        lock.release()
 
 
 def is_locked(chain: Path) -> bool:
     """Whether a process works on the chain now."""
-    try:
-        with locked(chain, patience=0):
-            return False
-    except ChainLocked:
-        return True
+    return is_held(chain / run_folder.LOCK)
 
 
 def read_failure(chain: Path) -> dict[str, Any] | None:
@@ -92,13 +89,14 @@ def clear_failure(chain: Path) -> None:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that the memory of the host or of a GPU did not suffice, here or in another process."""
-    return bool(_MEMORY.search(f"{type(error).__name__}: {error}"))
+    return fault_of(error) is Fault.MEMORY
 
 
-def run_chain(chain: Path, until: int | None, interrupt: Interrupt) -> None:
+def run_chain(chain: Path, until: int | None, interrupt: Interrupt, gpus: int = 0) -> None:
     """Commit the chain's rounds up to `until` (all by default); returns at once where they are.
 
-    Raises `Interrupted`, `ChainLocked`, `RoundFailed`, `OutOfMemory`; another error of a round is recorded in its
+    gpus: how many the job asked for on each node. Raises `Interrupted`, `ChainLocked`, `RoundFailed`, `OutOfMemory`,
+    `Misplaced` for an error of the place, OSError for one of the storage; another error of a round is recorded in its
     folder and raised.
     """
     config = load_chain(chain / run_folder.CONFIG)
@@ -110,10 +108,10 @@ def run_chain(chain: Path, until: int | None, interrupt: Interrupt) -> None:
             return
         interrupt.world = world
         world.once(lambda: held.enter_context(locked(chain)))
-        _run_rounds(chain, config, target, interrupt)
+        _run_rounds(chain, config, target, interrupt, gpus)
 
 
-def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt) -> None:
+def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt, gpus: int) -> None:
     world = interrupt.world
 
     def committed() -> int:
@@ -125,19 +123,29 @@ def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt) -
         rounds = None
         while (number := committed()) < target:
             interrupt.check()
-            rounds = rounds or _prepare(chain, config, interrupt)
+            rounds = rounds or _prepare(chain, config, interrupt, gpus)
             rounds.run(number)
     except (Interrupted, RoundFailed):
         raise
     except Exception as error:
-        if out_of_memory(error):
-            world.fail(error, lambda: None)
-            raise OutOfMemory(f"out of memory in round {number}: {type(error).__name__}: {error}") from error
-        if isinstance(error, OSError):
-            raise  # of the storage, or of the processes' connections: the next run continues
-        world.fail(error, partial(_record, chain, number, error))
+        if isinstance(error, ProcessLost):
+            raise  # of the processes' connections: the next run continues
+        fault = fault_of(error)
+        world.fail(error, partial(_record, chain, number, error) if fault is Fault.CODE else lambda: None)
+        _raise_unrecorded(fault, error, number)
         raise
     world.once(lambda: _clear_up(chain))
+
+
+def _raise_unrecorded(fault: Fault, error: Exception, number: int) -> None:
+    """Raise what tells the job whose the error is, where it is not the code's."""
+    words = f"{type(error).__name__}: {error}"
+    if fault is Fault.MEMORY:
+        raise OutOfMemory(f"out of memory in round {number}: {words}") from error
+    if fault is Fault.PLACE:
+        raise Misplaced(f"round {number} fails here: {words}") from error
+    if fault is Fault.STORAGE and not isinstance(error, OSError):
+        raise StorageFailed(f"in round {number}: {words}") from error
 
 
 def _clear_up(chain: Path) -> None:
@@ -146,14 +154,22 @@ def _clear_up(chain: Path) -> None:
             run_folder.drop_working_state(folder)
 
 
-def _prepare(chain: Path, config: Chain, interrupt: Interrupt) -> Any:
+def _prepare(chain: Path, config: Chain, interrupt: Interrupt, gpus: int) -> Any:
     # Imported here, so that a job whose work is done leaves without loading torch.
     from mal.data.dataset import load
     from mal.process.device import prepare_device
     from mal.round import Rounds
 
     device = prepare_device(config, interrupt.world)
-    dataset = load(config.dataset, Path(config.data), config.seed, config.loader)
+    if gpus and config.device != "cpu" and device.torch.type != "cuda":
+        raise Misplaced(
+            f"the job asked for {gpus} GPUs on each node, and torch finds none on {socket.gethostname()}: no driver, a "
+            "broken device, or a torch for CPUs only. device=cpu or cluster.gpus_per_node=0 compute without."
+        )
+    try:
+        dataset = load(config.dataset, Path(config.data), config.seed, config.loader)
+    except ValueError as error:  # the launch has read the same data, elsewhere
+        raise Misplaced(f"the data are not as they were at the launch: {error}") from error
     interrupt.world.same("The kind of device and the data", f"{device.torch}, pool {dataset.digest[:12]}")
     return Rounds(chain, config, dataset, device, interrupt)
 
@@ -178,6 +194,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mal.chain", description=__doc__.split("\n")[0])
     parser.add_argument("chain", type=Path, help="folder of the chain, RUNS/NAME/METHOD/seed-S")
     parser.add_argument("--until", type=int, default=None, help="how many rounds must be committed (default: all)")
+    parser.add_argument("--code", default=None, help="hash of the code that is to run")
+    parser.add_argument("--tasks", type=int, default=None, help="how many processes are to share the work")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs of each node")
     arguments = parser.parse_args()
     rank, size, _ = tasks()
     who = f"[{rank}/{size}] " if size > 1 else ""
@@ -186,7 +205,8 @@ def main() -> int:
     interrupt = Interrupt()
     interrupt.install()
     try:
-        run_chain(arguments.chain, arguments.until, interrupt)
+        _check_start(arguments.code, arguments.tasks, size)
+        run_chain(arguments.chain, arguments.until, interrupt, arguments.gpus)
     except Interrupted as stop:
         log.info("interrupted (%s); the state is saved, the same command goes on", stop)
         return EXIT_INTERRUPTED
@@ -196,10 +216,29 @@ def main() -> int:
     except OutOfMemory as error:
         log.error("%s", error)
         return EXIT_OUT_OF_MEMORY
-    except (RoundFailed, ValueError, OSError) as error:
+    except Misplaced as error:
+        if error.__cause__ is not None:
+            log.error("where:", exc_info=error.__cause__)
+        log.error("%s", " ".join(str(error).split()))
+        return EXIT_PLACE
+    except (RoundFailed, ValueError, ProcessLost) as error:
         log.error("%s", error)
         return EXIT_ERROR
+    except OSError as error:
+        log.error("%s: %s", STORAGE_FAILED, error)
+        return EXIT_ERROR
     return EXIT_DONE
+
+
+def _check_start(code: str | None, size: int | None, found: int) -> None:
+    """Whether this is the process that was to be started: variables get lost, or come from elsewhere."""
+    if code is not None and code != code_hash():
+        raise Misplaced(
+            f"the code here is {code_hash()} of {Path(__file__).parents[1]}, but the job was launched with {code}: "
+            "PYTHONPATH has not reached this process."
+        )
+    if size is not None and size != found:
+        raise Misplaced(f"{found} processes share the work, but the job asked for {size}.")
 
 
 if __name__ == "__main__":

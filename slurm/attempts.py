@@ -29,11 +29,15 @@ BUDGETS: dict[str, int | None] = {
     "hung": 2,
     "killed": 3,
     "died": 3,
+    "storage": None,
+    "place": 1,
 }
+PLACE = "place"  # of the node: tried once elsewhere, whatever was saved before
 ADVICE = {
     "timeout": "Raise cluster.time, or lower checkpoint_minutes.",
     "out of memory": "Raise cluster.mem_gb, ask for a larger GPU, or lower the batch sizes.",
     "hung": "Raise cluster.hang_minutes if a phase is rightly silent for so long.",
+    PLACE: "It is of the nodes, or of the code; after mending it, launch with retry=true.",
 }
 
 
@@ -43,7 +47,8 @@ class Attempt:
 
     cause: done, error, locked, stopped (cancelled, or requeued from outside), a key of BUDGETS; "" while it runs or
     where it was cut off. saved: whether a checkpoint or a commit was written. seconds: until its end or last sign of
-    life; lost: those of them whose work was not saved. gpus: over all nodes.
+    life; lost: those of them whose work was not saved. gpus: over all nodes. host: the node that an error of the place
+    is of.
     """
 
     job: int
@@ -55,6 +60,7 @@ class Attempt:
     seconds: float
     lost: float
     ended: bool
+    host: str = ""
 
 
 def read_attempts(chain: Path) -> list[Attempt]:
@@ -89,9 +95,10 @@ def write_start(chain: Path, job: int, restart: int, gpus: int) -> float:
     return started
 
 
-def write_end(chain: Path, job: int, restart: int, started: float, cause: str) -> None:
-    """Note how an attempt ended."""
+def write_end(chain: Path, job: int, restart: int, started: float, cause: str, host: str = "") -> None:
+    """Note how an attempt ended; host: the node where it is to blame."""
     note = {"event": "end", "job": job, "restart": restart, "started": started, "cause": cause}
+    note |= {"host": host} if host else {}
     _append(chain, note | _life(chain, started) | {"ended": time.time()})
 
 
@@ -105,18 +112,33 @@ def may_go_on(cause: str, attempts: Sequence[Attempt]) -> bool:
     budget = BUDGETS[cause]
     if budget is None:
         return True
-    fruitless = 0
+    return in_a_row(cause, attempts) <= budget
+
+
+def in_a_row(cause: str, attempts: Sequence[Attempt]) -> int:
+    """How many of the last attempts ended by a cause without anything saved (for the place: at all)."""
+    found = 0
     for attempt in reversed(attempts):
-        if attempt.saved or attempt.cause != cause:
+        if attempt.cause != cause or (attempt.saved and cause != PLACE):
             break
-        fruitless += 1
-    return fruitless <= budget
+        found += 1
+    return found
+
+
+def bad_nodes(chain: Path) -> list[str]:
+    """The nodes that have failed a chain, sorted."""
+    return sorted({attempt.host for attempt in read_attempts(chain) if attempt.cause == PLACE and attempt.host})
 
 
 def give_up(chain: Path, cause: str, tail: Sequence[str]) -> None:
     """Record in the round's folder that a person must look, as for an error; `tail`: the last lines of the log."""
     number = run_folder.committed_rounds(chain)
-    error = f"Round {number} was given up: {cause} {(BUDGETS[cause] or 0) + 1} times without anything saved between."
+    times = f"{cause} {(BUDGETS[cause] or 0) + 1} times"
+    hosts = bad_nodes(chain) if cause == PLACE else []
+    if hosts:
+        own = [line for line in tail if not line.startswith(("srun:", "slurmstepd:"))]
+        times = f"it failed on {', '.join(hosts)} ({own[-1] if own else 'without words'})"
+    error = f"Round {number} was given up: {times}{'' if hosts else ' without anything saved between'}."
     note = {"error": " ".join([error, ADVICE.get(cause, "")]).strip(), "traceback": "\n".join(tail), "time": now()}
     write_json(run_folder.round_folder(chain, number) / run_folder.FAILED, note)
 
@@ -142,6 +164,7 @@ def _attempt(start: dict[str, Any], end: dict[str, Any] | None, seen: dict[str, 
         seconds=seconds,
         lost=lost,
         ended=end is not None,
+        host=str(life.get("host", "")),
     )
 
 

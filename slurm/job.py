@@ -15,65 +15,85 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import FrameType
 
-from mal.chain import EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY, is_locked, read_failure
+from mal.chain import EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, is_locked, read_failure
 from mal.config.frozen import load_chain
+from mal.config.schema import Chain
 from mal.files import write_json
 from mal.process.interrupt import EXIT_INTERRUPTED
 from mal.process.start import last_lines, start_chain
 from mal.run import folder as run_folder
 from mal.run.code_copy import other_code
 from mal.run.heartbeat import now, read_progress
-from slurm.attempts import FOLDER, give_up, may_go_on, read_attempts, write_end, write_start
-from slurm.client import SlurmError, call
+from slurm.attempts import FOLDER, PLACE, bad_nodes, give_up, in_a_row, may_go_on, read_attempts, write_end, write_start
+from slurm.causes import SETTLED, SIGNALS, cause_of, node_of
+from slurm.client import SlurmError
+from slurm.clock import RunClock
+from slurm.patience import StorageError, insist
+from slurm.requeue import (
+    RequeueForbiddenError,
+    exclude_for,
+    excluded_before,
+    others_remain,
+    requeue,
+    submit_again,
+    waiting_of_chain,
+)
 from slurm.squeue import read_queue
+from slurm.submitted import read_submitted
+from slurm.traces import note_began
+from slurm.watch import Watch
 
-POLL_SECONDS = 0.1
-START_MINUTES = 1.0  # at least, until the first sign of life: torch comes from a file system that may be busy
+POLL_SECONDS = 0.1  # between two looks at srun's process; files are looked at by slurm/watch.py, less often
 LOCKED_TIMES = 5
 LOCK_MINUTES = 10.0  # to wait for another process on the chain, such as a job on a node that is cut off
 KILLED_MINUTES = 10.0  # to wait for the end of a preemption's grace where scontrol cannot be run
 GUARD_SECONDS = 25  # before the time limit: what has not ended by then is stopped, so that the job can requeue itself
 SLURM_EARLY_SECONDS = 65  # Slurm may send the signal of --signal so much early
-# Of srun, for a process that ended by a signal before it could handle it, or that said that it was interrupted.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-INTERRUPTED = {EXIT_INTERRUPTED, *(128 + number for number in SIGNALS)}
-KILLED = 128 + signal.SIGKILL
-# Of Slurm and srun, where the kernel ended a process for its memory.
-KERNEL_KILLED = re.compile(r"oom[-_ ]kill|out of memory", re.IGNORECASE)
-SETTLED = frozenset({"done", "error", "locked", "stopped"})
+# Until an edited or cut configuration counts as that: another node's writing may show late.
+CONFIG_WAITS = (1.0, 2.0, 5.0, 10.0)
+HERE_TIMES = 3  # that a job tries again where it is, after an error of the storage or where it cannot be requeued
+FIRST_WAIT_SECONDS = 5.0  # before that, and four times as long each time
+STORAGE_DELAY_SECONDS = 60.0  # of a requeued job after an error of the storage, twice as long each time
+LONGEST_DELAY_SECONDS = 3600.0
+EVADE_TIMES = 20  # that a job leaves a node which has failed its chain
 
 log = logging.getLogger("slurm.job")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """minutes: the job's time limit; lead_s: when before it the signal comes; hang_minutes: of a silent round."""
+    """minutes: the job's time limit; lead_s: when before it the signal comes; hang_minutes: of a silent round.
+
+    asked: what mal.chain is to check where it runs.
+    """
 
     until: int
     minutes: float
     lead_s: int
     hang_minutes: float
+    asked: tuple[str, ...] = ()
 
 
 @dataclass
 class Run:
-    """A chain at work: its srun, its attempt in the log, and where its output began."""
+    """A chain at work: its srun, its attempt in the log, where its output began, and its signs of life."""
 
     chain: Path
     process: subprocess.Popen[bytes]
     started: float
     log_start: int
+    watch: Watch
     hung: bool = False
     late: bool = False
 
@@ -86,11 +106,27 @@ class Job:
         self.id = int(os.environ["SLURM_JOB_ID"])
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self.nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+        self.node = os.environ.get("SLURMD_NODENAME", "")
         self.gpus = self.nodes * len([name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name])
-        self.began = time.monotonic()
+        self.clock = RunClock()
+        self.tries = 0  # again, where it is
 
     def run(self) -> int:
         """Work, and requeue where that helps; returns the exit status."""
+        while True:
+            try:
+                return self._work()
+            except StorageError as error:
+                log.error("%s", error)
+                state = self._state()
+                if state not in ("RUNNING", "") or not self._again({self.chains[0]: "storage"}, known=bool(state)):
+                    return EXIT_INTERRUPTED
+
+    def _work(self) -> int:
+        for chain in self.chains:
+            insist(partial(note_began, chain, self.id, self.restart))
+        if self._evade():
+            return EXIT_INTERRUPTED
         for attempt in count(1):
             causes = {chain: self._refuse(chain) for chain in self.chains if not self._reached(chain)}
             runs = self._supervise([chain for chain, cause in causes.items() if not cause])
@@ -99,6 +135,8 @@ class Job:
             causes |= {run.chain: self._end(run, state) for run in runs}
             if any(run.process.returncode == EXIT_LOCKED for run in runs) and attempt < LOCKED_TIMES:
                 continue  # another process took the lock between our look and our start
+            if set(causes.values()) == {"done"} and not all(self._reached(chain) for chain in self.chains):
+                continue  # the launch has let this job go further meanwhile
             if not self._again(causes, known=bool(state)):
                 break
         if "error" in causes.values():
@@ -107,31 +145,67 @@ class Job:
             return EXIT_LOCKED
         return EXIT_DONE if set(causes.values()) <= {"done"} else EXIT_INTERRUPTED
 
+    def _until(self) -> int:
+        """How far: as the script says, or further where Slurm took no other job of the chain."""
+        ours = insist(lambda: read_submitted(self._sweep)).get(self.id)
+        named = ours is not None and ours.name == os.environ.get("SLURM_JOB_NAME", ours.name)
+        return max(self.limits.until, ours.aim if ours is not None and named else 0)
+
+    @property
+    def _sweep(self) -> Path:
+        return self.chains[0].parents[1]
+
     def _reached(self, chain: Path) -> bool:
         """Whether nothing is left to do for the chain."""
-        committed = run_folder.committed_rounds(chain)
-        try:
-            return committed >= min(self.limits.until, load_chain(chain / run_folder.CONFIG).rounds)
-        except ValueError as error:  # cut or edited by hand
-            if not read_failure(chain):
-                note = {"error": f"ValueError: {error}", "traceback": "", "time": now()}
-                write_json(run_folder.round_folder(chain, committed) / run_folder.FAILED, note)
-            return False
+        config = self._config(chain)
+        return config is not None and insist(lambda: run_folder.committed_rounds(chain)) >= min(
+            self._until(), config.rounds
+        )
+
+    def _config(self, chain: Path) -> Chain | None:
+        """The chain's configuration; None, with the reason recorded, where it is cut or edited."""
+        insist((chain / run_folder.CONFIG).stat)  # it may show late on this node
+        for wait in (*CONFIG_WAITS, None):
+            try:
+                return insist(lambda: load_chain(chain / run_folder.CONFIG))
+            except ValueError as error:
+                if wait is not None:
+                    time.sleep(wait)
+                elif not insist(lambda: read_failure(chain)):
+                    note = {"error": f"ValueError: {error}", "traceback": "", "time": now()}
+                    number = insist(lambda: run_folder.committed_rounds(chain))
+                    failed = run_folder.round_folder(chain, number) / run_folder.FAILED
+                    insist(partial(write_json, failed, note))
+        return None
 
     def _refuse(self, chain: Path) -> str:
         """Why the chain is not to be started: error, locked, or nothing."""
-        if failure := read_failure(chain):
+        if failure := insist(lambda: read_failure(chain)):
             log.error("%s failed before: %s Launch with retry=true to run it again.", chain, failure["error"])
             return "error"
-        if warning := other_code(chain):
+        if warning := insist(lambda: other_code(chain)):
             log.warning("%s: %s", chain, warning)
         deadline = time.monotonic() + 60 * LOCK_MINUTES
-        while is_locked(chain):
+        while insist(lambda: is_locked(chain)):
             if time.monotonic() > deadline:
                 log.error("%s is still being worked on by another process after %g minutes.", chain, LOCK_MINUTES)
                 return "locked"
             time.sleep(2)
         return ""
+
+    def _evade(self) -> bool:
+        """Leave a node that has failed one of the chains before, where there are others."""
+        bad = sorted({node for chain in self.chains for node in insist(partial(bad_nodes, chain))})
+        if self.node not in bad or self.restart >= EVADE_TIMES or not self._others(bad):
+            return False
+        log.warning("This node, %s, has failed the chain before.", self.node)
+        try:
+            return requeue(self.id, [*excluded_before(self.id), *bad])
+        except RequeueForbiddenError:
+            return False
+
+    def _others(self, bad: Sequence[str]) -> bool:
+        return others_remain(os.environ.get("SLURM_JOB_PARTITION", ""), bad, self.nodes)
 
     def _supervise(self, chains: Sequence[Path]) -> list[Run]:
         """Run the chains, all at the same time, and watch them until they have ended."""
@@ -145,7 +219,7 @@ class Job:
 
     def _watch(self, run: Run) -> None:
         """Stop what is silent, and what would still be there at the time limit, which Slurm does not requeue."""
-        if self._silent(run):
+        if run.watch.silent():
             log.error("%s has shown no sign of life for %g minutes.", run.chain, self.limits.hang_minutes)
             run.hung = True
         elif self._left() < GUARD_SECONDS:
@@ -155,76 +229,63 @@ class Job:
             run.process.terminate()  # srun then kills the step's processes, on all nodes
 
     def _left(self) -> float:
-        """Seconds until the time limit."""
-        return 60 * self.limits.minutes - (time.monotonic() - self.began)
+        """Seconds until the time limit, over which this job runs; Slurm counts none in which it is suspended."""
+        return 60 * self.limits.minutes - self.clock.seconds
 
     def _start(self, chain: Path, overlap: bool) -> Run:
-        # srun has not taken the number of CPUs from sbatch since Slurm 22.05
+        # srun has not taken the number of CPUs from sbatch since Slurm 22.05, and hands on nothing under --export=NONE
         cpus = f"--cpus-per-task={os.environ.get('SLURM_CPUS_PER_TASK', '1')}"
-        srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", cpus, *(["--overlap"] if overlap else [])]
-        threads = load_chain(chain / run_folder.CONFIG).threads
-        started = write_start(chain, self.id, self.restart, self.gpus)
-        process, log_start = start_chain(chain, self.limits.until, self._log(chain), threads, {}, srun)
-        return Run(chain, process, started, log_start)
+        srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", cpus]
+        srun += ["--overlap"] if overlap else []
+        threads = insist(lambda: load_chain(chain / run_folder.CONFIG)).threads
+        until = self._until()
+        started = insist(partial(write_start, chain, self.id, self.restart, self.gpus))
+        watch = insist(lambda: Watch(chain, self.limits.hang_minutes, self.clock))
+        process, log_start = insist(
+            lambda: start_chain(chain, until, self._log(chain), threads, {}, srun, self.limits.asked)
+        )
+        return Run(chain, process, started, log_start, watch)
 
     def _log(self, chain: Path) -> Path:
         return chain / FOLDER / f"{self.id}.log"
 
-    def _silent(self, run: Run) -> bool:
-        """Whether the last sign of life is too long ago."""
-        number = run_folder.committed_rounds(run.chain)
-        heartbeat = read_progress(run_folder.round_folder(run.chain, number)) or {}
-        beat = float(heartbeat.get("updated", 0.0))
-        minutes = max(self.limits.hang_minutes, START_MINUTES if beat < run.started else 0.0)
-        return time.time() - max(run.started, beat) > 60 * minutes
-
     def _state(self) -> str:
         """What Slurm calls this job: RUNNING unless cancelled, or requeued already; "" where it cannot be asked."""
         try:
-            return read_queue([self.id])[0].state
+            return next((job.state for job in read_queue([self.id])), "")
         except SlurmError as error:
             log.warning("The state of this job is not known: %s", error)
             return ""
 
     def _end(self, run: Run, state: str) -> str:
         """Note why a chain's processes have ended; the cause."""
-        cause = self._cause(run)
+        tail = insist(lambda: last_lines(self._log(run.chain), run.log_start))
+        cause = self._cause(run, tail)
         if cause not in SETTLED and state not in ("RUNNING", ""):
             cause = "stopped"
         if cause not in ("done", "error"):
             log.warning("%s: %s (exit status %d)", run.chain, cause, run.process.returncode)
-        write_end(run.chain, self.id, self.restart, run.started, cause)
-        if cause not in SETTLED and not may_go_on(cause, read_attempts(run.chain)):
-            give_up(run.chain, cause, self._tail(run))
-            log.error("%s", (read_failure(run.chain) or {})["error"])
+        host = node_of(tail, self.node) if cause == PLACE else ""
+        insist(partial(write_end, run.chain, self.id, self.restart, run.started, cause, host))
+        if cause not in SETTLED and not may_go_on(cause, insist(partial(read_attempts, run.chain))):
+            insist(partial(give_up, run.chain, cause, tail))
+            log.error("%s", (insist(lambda: read_failure(run.chain)) or {})["error"])
             return "error"
         return cause
 
-    def _cause(self, run: Run) -> str:
-        status = run.process.returncode
-        if status == EXIT_DONE:
-            return "done"
-        if read_failure(run.chain):
+    def _cause(self, run: Run, tail: Sequence[str]) -> str:
+        if run.process.returncode != EXIT_DONE and insist(lambda: read_failure(run.chain)):
             return "error"
-        if status == EXIT_LOCKED:
-            return "locked"
-        if run.hung:
-            return "hung"
-        if run.late:
-            return "timeout"
-        if status in INTERRUPTED or (status == KILLED and self._said_goodbye(run)):
-            return "timeout" if self._left() <= self.limits.lead_s + SLURM_EARLY_SECONDS else "preempted"
-        if status == EXIT_OUT_OF_MEMORY or any(KERNEL_KILLED.search(line) for line in self._tail(run)):
-            return "out of memory"
-        return "killed" if status == KILLED else "died"
+        if run.hung or run.late:
+            return "hung" if run.hung else "timeout"
+        near = self._left() <= self.limits.lead_s + SLURM_EARLY_SECONDS
+        return cause_of(run.process.returncode, tail, insist(lambda: self._said_goodbye(run)), near)
 
     def _said_goodbye(self, run: Run) -> bool:
         """Whether rank 0 saved and left: srun may kill it when another rank has left a moment before."""
-        heartbeat = read_progress(run_folder.round_folder(run.chain, run_folder.committed_rounds(run.chain))) or {}
+        number = run_folder.committed_rounds(run.chain)
+        heartbeat = read_progress(run_folder.round_folder(run.chain, number)) or {}
         return "interrupted" in heartbeat and float(heartbeat["updated"]) > run.started
-
-    def _tail(self, run: Run) -> list[str]:
-        return last_lines(self._log(run.chain), run.log_start)
 
     def _again(self, causes: dict[Path, str], known: bool) -> bool:
         """Settle what follows: requeue this job, which Slurm then ends, or True to go on here; False: that was it.
@@ -234,19 +295,61 @@ class Job:
         reasons = set(causes.values()) - SETTLED
         if not reasons:
             return False
-        if known:
-            try:
-                log.warning("This job goes back into the queue.")
-                call("scontrol", "requeue", str(self.id), attempts=6, wait_s=3)
+        if reasons == {"storage"} and self.tries < HERE_TIMES:
+            return self._wait()
+        try:
+            if known and requeue(self.id, self._away_from(causes), self._delay(causes)):
                 return False
-            except SlurmError as error:
-                log.warning("This job cannot requeue itself: %s", error)
+        except RequeueForbiddenError as error:
+            log.warning("Slurm does not requeue this job: %s", error)
+            if reasons & {"preempted", "timeout", PLACE} or self.tries >= HERE_TIMES:
+                return not self._hand_on()
         if "timeout" in reasons:
             return False  # the next job of the chain goes on
         if "preempted" in reasons:
             # Slurm requeues a preempted job that is still there at the end of its grace
             time.sleep(60 * KILLED_MINUTES)
+            return True
+        return self._wait()
+
+    def _wait(self) -> bool:
+        """Let some time pass, the longer the more often; True, to go on here."""
+        time.sleep(FIRST_WAIT_SECONDS * 4 ** min(self.tries, HERE_TIMES))
+        self.tries += 1
         return True
+
+    def _hand_on(self) -> bool:
+        """See to it that a job goes on after this one: one of the chain that waits, or else a copy of this one."""
+        try:
+            return bool(waiting_of_chain(self.id)) or submit_again(self.id, self._sweep)
+        except SlurmError as error:
+            log.warning("Whether another job goes on is not known: %s", error)
+            return False
+
+    def _away_from(self, causes: dict[Path, str]) -> list[str]:
+        """The nodes that the job must not come back to, in Slurm's notation; its chain's waiting jobs neither."""
+        if PLACE not in causes.values():
+            return []
+        bad = sorted({node for chain in causes for node in insist(partial(bad_nodes, chain))})
+        if not bad or not self._others(bad):
+            return []
+        exclude = [*excluded_before(self.id), *bad]
+        log.warning("%s: the chain goes on elsewhere.", ", ".join(bad))
+        try:
+            exclude_for(waiting_of_chain(self.id), exclude)
+        except SlurmError as error:
+            log.warning("The other jobs of the chain are not known: %s", error)
+        return exclude
+
+    def _delay(self, causes: dict[Path, str]) -> float:
+        """Seconds until a requeued job may start again, where starting at once would only fail again."""
+        if "storage" not in causes.values():
+            return 0.0
+        try:
+            times = max(in_a_row("storage", read_attempts(chain)) for chain in causes)
+        except OSError:
+            times = self.restart
+        return float(min(STORAGE_DELAY_SECONDS * 2 ** min(times, 10), LONGEST_DELAY_SECONDS))
 
 
 def handle_signals() -> None:
@@ -269,10 +372,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--hang-minutes", type=float, default=60, help="a round silent for so long is killed and requeued"
     )
+    parser.add_argument("--code", default=None, help="hash of the code that the work is to be done by")
+    parser.add_argument("--tasks", default=None, help="processes of the job, on all nodes")
+    parser.add_argument("--gpus", default=None, help="GPUs of each node")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     handle_signals()
-    return Job(options.chains, Limits(options.until, options.minutes, options.lead, options.hang_minutes)).run()
+    asked = [w for key in ("code", "tasks", "gpus") if (v := getattr(options, key)) for w in (f"--{key}", v)]
+    limits = Limits(options.until, options.minutes, options.lead, options.hang_minutes, tuple(asked))
+    return Job(options.chains, limits).run()
 
 
 if __name__ == "__main__":

@@ -70,6 +70,24 @@ def parse_minutes(text: str) -> int | None:
     return (days * 24 + hours) * 60 + minutes
 
 
+def parse_limit(value: float | str) -> float:
+    """Minutes of a time limit: a number, or text as sbatch takes it.
+
+    That is: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+    ValueError for anything else.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?", value.strip())
+    if match is None:
+        return float(value)
+    days, *parts = match.groups()
+    first, second, third = (int(part or 0) for part in parts)
+    if days is not None:
+        return int(days) * 1440 + first * 60 + second + third / 60
+    return first * 60 + second + third / 60 if parts[2] is not None else first + second / 60
+
+
 def parse_gpus(text: str) -> dict[str, int]:
     """GPUs of a node by type from sinfo's GRES, e.g. gpu:a100:4(S:0-1),gpu:2 -> {"a100": 4, "": 2}."""
     gpus: dict[str, int] = {}

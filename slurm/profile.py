@@ -7,13 +7,14 @@ set by the toolkit, as its recovery depends on them.
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from mal.config.registry import nearest
-from slurm.partitions import NodeKind, Partition
+from slurm.partitions import NodeKind, Partition, parse_limit
 
 PHASES = ("fit", "task", "score")  # of a round: the method's networks, the task model, the pool's scores
 # Options of sbatch that chains rely on, and those that have a key of their own.
@@ -22,6 +23,16 @@ _RESERVED = (
     "parsable", "wrap", "hold", "partition", "account", "qos", "constraint", "exclude", "nodes", "ntasks",
     "ntasks-per-node", "gpus", "gpus-per-node", "cpus-per-task", "mem", "time",
 )  # fmt: skip
+# Of another cluster than the one that squeue asks: such jobs could neither be followed nor cancelled.
+_ELSEWHERE = ("clusters", "M", "cluster-constraint")
+# Defaults of sbatch that a user, or a site, has set: what they choose where a profile chooses nothing.
+_DEFAULTS = {
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_QOS": "qos",
+    "SBATCH_CONSTRAINT": "constraint",
+    "SBATCH_RESERVATION": "reservation",
+}
 
 
 @dataclass(frozen=True)
@@ -29,10 +40,10 @@ class Profile:
     """What one job of a chain asks for.
 
     gpus_per_node: None means one where the partition has GPUs. tasks_per_node: processes of torch.distributed; None
-    means one for each GPU, at least one. time: minutes by dataset, with `default` for the others; a number for a whole
-    round or a number for each phase, which are added up. pack: chains that share one job. signal_lead_s: how long
-    before the time limit a job is told. hang_minutes: a round silent for so long is killed and requeued. max_jobs: most
-    jobs that a launch leaves in the queue. sbatch: further options by their long names.
+    means one for each GPU, at least one. time: by dataset, with `default` for the others, for a whole round or for each
+    phase, which are added up: minutes, or text as Slurm writes times (8:00:00, 1-12). pack: chains that share one job.
+    signal_lead_s: how long before the time limit a job is told. hang_minutes: a round silent for so long is killed and
+    requeued. max_jobs: most jobs that a launch leaves in the queue. sbatch: further options by their long names.
     """
 
     name: str
@@ -60,8 +71,8 @@ class Profile:
     def minutes(self, dataset: str) -> int:
         """Time limit of a job on `dataset`, in whole minutes."""
         chosen = self.time.get(dataset, self.time["default"])
-        total = sum(chosen.values()) if isinstance(chosen, Mapping) else chosen
-        return math.ceil(total)
+        parts = chosen.values() if isinstance(chosen, Mapping) else [chosen]
+        return math.ceil(sum(parse_limit(part) for part in parts))
 
     @property
     def gpus(self) -> int:
@@ -81,8 +92,9 @@ class Profile:
         """The profile with `gpus_per_node` settled from what its partition has; unchanged where it is set."""
         if self.gpus_per_node is not None:
             return self
-        partition = _find(self, partitions)
-        has = partition is not None and any(kind.gpu_count(self.gpu_type) for kind in partition.kinds)
+        names = [None] if self.partition is None else self.partition.split(",")
+        found = [_find(replace(self, partition=name), partitions) for name in names]
+        has = any(kind.gpu_count(self.gpu_type) for partition in found if partition for kind in partition.kinds)
         return replace(self, gpus_per_node=1 if has else 0)
 
 
@@ -112,11 +124,41 @@ def load_profile(section: Mapping[str, Any]) -> Profile:
     return profile
 
 
-def check_against(profile: Profile, partitions: Mapping[str, Partition], datasets: Sequence[str]) -> list[str]:
-    """What this cluster would refuse, or keep waiting for ever, about `profile`: one line each, empty if nothing.
+def with_defaults(profile: Profile) -> tuple[Profile, list[str]]:
+    """The profile with the user's own defaults of sbatch where it leaves something open; a line on each of them.
 
-    Slurm itself takes some of these and never runs the job (too many nodes or minutes, say).
+    Raises ValueError where they send jobs to another cluster.
     """
+    said, chosen = [], dict[str, Any]()
+    for variable in sorted(os.environ):
+        value, key = os.environ[variable], _DEFAULTS.get(variable)
+        if variable in ("SLURM_CLUSTERS", "SBATCH_CLUSTERS") and value:
+            raise ValueError(
+                f"{variable}={value} sends jobs to another cluster, where they could not be followed: launch on a "
+                f"login node of that cluster, or `unset {variable}`."
+            )
+        if key == "reservation" and key not in profile.sbatch:
+            chosen["sbatch"] = {**profile.sbatch, key: value}
+            said.append(f"{variable}={value} is taken for cluster.sbatch.{key}.")
+        elif key and key != "reservation" and getattr(profile, key) is None:
+            chosen[key] = value
+            said.append(f"{variable}={value} is taken for cluster.{key}.")
+        elif variable.startswith("SBATCH_"):
+            said.append(f"{variable}={value} is not used: the profile decides (cluster.*, cluster.sbatch.*).")
+    return replace(profile, **chosen), said
+
+
+def check_against(profile: Profile, partitions: Mapping[str, Partition], datasets: Sequence[str]) -> list[str]:
+    """What speaks against `profile` on this cluster, as far as sinfo tells: one line each, empty if nothing.
+
+    Of several partitions, the best counts. Slurm itself takes some of these and never runs the job (too many minutes,
+    say); a site's own plug-ins may make others good.
+    """
+    names = [None] if profile.partition is None else profile.partition.split(",")
+    return min((_problems(replace(profile, partition=name), partitions, datasets) for name in names), key=len)
+
+
+def _problems(profile: Profile, partitions: Mapping[str, Partition], datasets: Sequence[str]) -> list[str]:
     partition = _find(profile, partitions)
     if partition is None:
         names = ", ".join(sorted(partitions))
@@ -199,8 +241,7 @@ def _check_time(profile: Profile) -> None:
             key = f"cluster.time.{dataset}{'.' if phase else ''}{phase}"
             if phase and phase not in PHASES:
                 raise ValueError(f"{key} is unknown{nearest(phase, PHASES) or '.'} Phases: {', '.join(PHASES)}.")
-            if not _is_number(minutes) or minutes <= 0:
-                raise ValueError(f"{key}={minutes}: minutes above 0 are allowed.")
+            _check_minutes(key, minutes)
         if profile.minutes(dataset) * 60 < 2 * profile.signal_lead_s:
             raise ValueError(
                 f"cluster.time.{dataset}={profile.minutes(dataset)} minutes: less than half is left before the "
@@ -208,9 +249,26 @@ def _check_time(profile: Profile) -> None:
             )
 
 
+def _check_minutes(key: str, value: Any) -> None:
+    refusal = f"{key}={value}: minutes above 0 are allowed, or a time as Slurm writes it (90, 8:00:00, 1-12:00)."
+    if not isinstance(value, str) and not _is_number(value):
+        raise ValueError(refusal)
+    try:
+        minutes = parse_limit(value)
+    except ValueError:
+        raise ValueError(refusal) from None
+    if not 0 < minutes < math.inf:
+        raise ValueError(refusal)
+
+
 def _check_sbatch(profile: Profile) -> None:
     for key, value in profile.sbatch.items():
         plain = str(key).replace("_", "-")
+        if plain in _ELSEWHERE:
+            raise ValueError(
+                f"cluster.sbatch.{key}={value}: jobs of another cluster could not be followed. Launch on a login node "
+                "of that cluster instead."
+            )
         if plain in _RESERVED:
             raise ValueError(f"cluster.sbatch.{key}: the toolkit sets --{plain} itself, or by a key of its own.")
         if value is False or not isinstance(value, str | int | float):
@@ -223,8 +281,7 @@ def _is_number(value: Any) -> bool:
 
 def _find(profile: Profile, partitions: Mapping[str, Partition]) -> Partition | None:
     if profile.partition is not None:
-        # several may be asked for, separated by commas: judged by the first
-        return partitions.get(profile.partition.split(",")[0])
+        return partitions.get(profile.partition)
     return next((p for p in partitions.values() if p.default), None)
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from slurm.client import FIELD, call
+from slurm.client import FIELD, NoSlurmError, SlurmSilentError, call, has_slurm
 
+RECORD = "\x1e"  # behind each job: other people's names and comments hold line breaks
 # squeue -o: a column has no width limit unless one is given, in every version of Slurm (--json has not).
 _COLUMNS = {
-    "id": "%i",
+    "id": "%A",  # of arrays and heterogeneous jobs, too, a plain number
     "name": "%j",
     "state": "%T",
     "reason": "%r",
@@ -108,6 +109,14 @@ def job_comment(chains: Sequence[str], until: int) -> str:
     return f"until={until} {','.join(chains)}"
 
 
+def name_of(sweep: str, chains: Sequence[str], runs: Path | str) -> str:
+    """The name of the jobs that work on these chains (METHOD/seed-S each)."""
+    if len(chains) > 1:
+        return pack_name(sweep, chains, runs)
+    method, _, seed = chains[0].rpartition("/seed-")
+    return job_name(sweep, method, int(seed), runs)
+
+
 def parse_job_name(name: str) -> ChainName | None:
     """The chain that a job's name stands for; None for jobs of anything else."""
     match = _NAME.fullmatch(name)
@@ -117,14 +126,28 @@ def parse_job_name(name: str) -> ChainName | None:
 def read_queue(job_ids: Iterable[int] = ()) -> list[Job]:
     """Jobs of this user that are not over, or those of `job_ids` as long as Slurm remembers them, by their ids.
 
-    One squeue call.
+    One squeue call. Rows that are not to be read are somebody else's: ours have no such names.
 
     Errors: SlurmError, SlurmSilentError (the queue is then unknown, not empty).
     """
     chosen = ",".join(str(number) for number in job_ids)
     where = [f"--jobs={chosen}", "--states=all"] if chosen else ["--me"]
-    lines = call("squeue", "--noheader", "--array", *where, f"--format={FIELD.join(_COLUMNS.values())}").splitlines()
-    return sorted((_parse(line) for line in lines), key=lambda job: job.id)
+    answer = call("squeue", "--array", *where, f"--format={FIELD.join(_COLUMNS.values())}{RECORD}")
+    header, *rows = answer.split(f"{RECORD}\n")
+    if not rows or rows.pop():  # not even a header, or cut within a row
+        raise SlurmSilentError(f"squeue gave a part of an answer: {(header or 'nothing')[-80:]!r}")
+    return sorted(filter(None, map(_parse, rows)), key=lambda job: job.id)
+
+
+def slurm_answers() -> bool:
+    """Whether a Slurm answers here; False where there is none, in a fraction of a second.
+
+    Errors: SlurmError, SlurmSilentError where there is one and it does not answer.
+    """
+    try:
+        return has_slurm() and read_queue() is not None
+    except NoSlurmError:
+        return False
 
 
 def by_chain(jobs: Iterable[Job], sweep: str, runs: Path | str) -> dict[tuple[str, int], list[Job]]:
@@ -151,10 +174,14 @@ def chains_of(job: Job) -> list[ChainName]:
     return [ChainName(pack["sweep"], method, int(seed), pack["runs"]) for method, seed in members]
 
 
-def _parse(line: str) -> Job:
-    values = dict(zip(_COLUMNS, line.split(FIELD), strict=True))
+def _parse(row: str) -> Job | None:
+    """A row as a job; None for what none of ours looks like."""
+    columns = row.split(FIELD)
+    if len(columns) != len(_COLUMNS) or not columns[0].isdigit():
+        return None
+    values = dict(zip(_COLUMNS, columns, strict=True))
     return Job(
-        id=int(values["id"].split("_")[0]),
+        id=int(values["id"]),
         name=values["name"],
         state=values["state"],
         reason="" if values["reason"] == "None" else values["reason"],
@@ -169,4 +196,7 @@ def _parse(line: str) -> Job:
 
 
 def _time(text: str) -> datetime | None:
-    return None if text in ("N/A", "NONE", "Unknown", "") else datetime.fromisoformat(text).astimezone()
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:  # N/A, NONE, Unknown
+        return None

@@ -5,12 +5,13 @@
       runs=DIR       default runs
 
 Chains that run in worker processes of a machine are named with the command that stops them. Exit status: 0; 1 where
-something of it still runs elsewhere; 2 for a wrong option.
+something of it still runs, or Slurm does not answer; 2 for a wrong option.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,11 +27,13 @@ except ImportError as error:
 from mal.config.options import parse_options
 from mal.config.registry import nearest
 from mal.run import folder as run_folder
-from slurm.client import SlurmError, call, slurm_answers
+from slurm.client import NoSlurmError, SlurmError, SlurmSilentError, call
 from slurm.squeue import ChainName, Job, chains_of, read_queue, runs_hash
+from slurm.submitted import claim, note_cancelled, read_submitted
 from sweeps.survey import survey
 
 AT_ONCE = 500  # job ids in one scancel
+END_SECONDS = 10.0  # for Slurm to take note
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,6 +47,12 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         print(f"cancel.py: {error}", file=sys.stderr)
         return 2
+    except SlurmSilentError as error:
+        print(
+            f"cancel.py: Slurm does not answer ({error}). Its jobs may run on: run the same command again.",
+            file=sys.stderr,
+        )
+        return 1
     except SlurmError as error:
         print(f"cancel.py: Slurm: {error}", file=sys.stderr)
         return 1
@@ -57,25 +66,56 @@ def cancel(runs: Path, name: str, method: str, seed: int | None) -> int:
         here = (chain.sweep, chain.runs_hash) == (name, runs_hash(runs))
         return here and method in ("", chain.method) and seed in (None, chain.seed)
 
-    queue = read_queue() if slurm_answers() else []
+    submitted = read_submitted(runs / name)
+    queue = claim(_queue(), submitted, name, runs)
     ours = [job for job in queue if any(meant(chain) for chain in chains_of(job))]
     shared = [job for job in ours if not all(meant(chain) for chain in chains_of(job))]
     chosen = [job for job in ours if job not in shared]
-    _scancel(chosen)
-    print(f"{name}: {len(chosen)} jobs cancelled. What is saved stays; the launch command goes on from it.")
+    left = _scancel([job for job in chosen if job.alive])
+    for job in chosen:
+        if job.id in submitted and job.id not in left:
+            note_cancelled(runs / name, job.id)
+    done = len(chosen) - len(left)
+    print(f"{name}: {done} jobs cancelled. What is saved stays; the launch command goes on from it.")
+    if left:
+        print(f"{len(left)} jobs are still there: {', '.join(f'{job}: {state}' for job, state in left.items())}.")
     for job in shared:
         others = ", ".join(f"{c.method}/seed-{c.seed}" for c in chains_of(job) if not meant(c))
         print(f"Job {job.id} runs {others} as well (cluster.pack) and was left alone: scancel {job.id} ends them all.")
-    return 1 if _workers(runs, name, method, seed, ours) or shared else 0
+    return 1 if _workers(runs, name, method, seed, ours) or shared or left else 0
 
 
-def _scancel(jobs: Sequence[Job]) -> None:
+def _queue() -> list[Job]:
+    try:
+        return read_queue()
+    except NoSlurmError:
+        return []
+
+
+def _scancel(jobs: Sequence[Job]) -> dict[int, str]:
+    """Cancel jobs; those that are still there afterwards, with their states."""
     # Those that wait first: else the end of one would start the next.
     waiting = [str(job.id) for job in jobs if job.waiting]
     others = [str(job.id) for job in jobs if not job.waiting]
+    words = ""
     for group in (waiting, others):
         for start in range(0, len(group), AT_ONCE):
-            call("scancel", *group[start : start + AT_ONCE])
+            try:
+                call("scancel", *group[start : start + AT_ONCE])
+            except SlurmSilentError:
+                raise
+            except SlurmError as error:  # of one that has ended meanwhile, or is not to be cancelled
+                words = f", {error}"
+    ids, deadline = {job.id for job in jobs}, time.monotonic() + END_SECONDS
+    left = _still_there(ids)
+    while left and time.monotonic() < deadline:
+        time.sleep(0.5)
+        left = _still_there(ids)
+    return {job: state + words for job, state in left.items()}
+
+
+def _still_there(ids: set[int]) -> dict[int, str]:
+    return {job.id: job.state for job in read_queue() if job.id in ids and job.alive} if ids else {}
 
 
 def _workers(runs: Path, name: str, method: str, seed: int | None, jobs: Sequence[Job]) -> int:

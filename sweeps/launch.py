@@ -59,9 +59,17 @@ def choose_cluster(arguments: list[str]) -> list[str]:
     chosen = [a for a in arguments if a.startswith(("cluster=", "cluster.workers="))]
     if chosen not in ([], ["cluster=auto"]):
         return arguments
-    from slurm.client import slurm_answers
+    from slurm.client import SlurmError
+    from slurm.squeue import slurm_answers
 
-    if not slurm_answers():
+    try:
+        answers = slurm_answers()
+    except SlurmError as error:  # nothing is computed on a login node because Slurm is silent for a moment
+        raise ValueError(
+            f"Slurm is here and does not answer ({error}). Launch again when it does, or choose cluster=local to "
+            "compute on this machine."
+        ) from None
+    if not answers:
         return arguments
     return [*(a for a in arguments if a not in chosen), "cluster=slurm"]
 

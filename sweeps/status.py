@@ -6,8 +6,9 @@
       watch=true     again every 10 s, until nothing runs or waits
       --json         for programs
 
-A round is # committed, > running, q queued, x failed, . missing (nothing works on it: the launch command goes on).
-Exit status: 0; 1 where a chain failed; 2 for a wrong option.
+A round is # committed, > running, q queued, x failed, . missing (nothing works on it: the launch command goes on),
+? unknown (Slurm does not answer). Exit status: 0; 1 where a person must look: a chain failed, its job is stuck, or its
+jobs ended before our code started; 2 for a wrong option; 3 where Slurm does not answer.
 """
 
 from __future__ import annotations
@@ -34,13 +35,17 @@ except ImportError as error:
 from mal.config.options import parse_boolean, parse_options
 from mal.config.registry import nearest
 from mal.run import folder as run_folder
-from slurm.client import SlurmError, slurm_answers
+from slurm.client import NoSlurmError, SlurmError
 from slurm.squeue import Job, read_queue
+from slurm.submitted import read_submitted
+from slurm.traces import explain
 from sweeps.survey import ChainView, survey
 
 WIDTH = 100
 WATCH_SECONDS = 10.0
-SIGNS = {"committed": "#", "running": ">", "queued": "q", "failed": "x", "missing": "."}
+SIGNS = {"committed": "#", "running": ">", "queued": "q", "failed": "x", "missing": ".", "unknown": "?"}
+EXIT_PERSON, EXIT_SILENT = 1, 3
+LOST_LINES = 5
 MANY_ROUNDS = 16
 
 
@@ -58,9 +63,9 @@ def main(arguments: Sequence[str]) -> int:
         while True:
             sweeps, slurm = look(runs, names)
             show(runs, sweeps, slurm, as_json, clear=watch and sys.stdout.isatty())
-            states = {view.state for views in sweeps.values() for view in views}
-            if not watch or not states & {"running", "queued"}:
-                return 1 if "failed" in states else 0
+            views = [view for views in sweeps.values() for view in views]
+            if not watch or not {view.state for view in views} & {"running", "queued", "unknown"}:
+                return _exit_status(views, slurm)
             time.sleep(WATCH_SECONDS)
     except ValueError as error:
         print(f"status.py: {error}", file=sys.stderr)
@@ -72,7 +77,30 @@ def main(arguments: Sequence[str]) -> int:
 def look(runs: Path, names: Sequence[str]) -> tuple[dict[str, list[ChainView]], str]:
     """The chains of each sweep, and what is to be said about Slurm."""
     queue, slurm = _queue()
-    return {name: survey(runs, name, queue) for name in names}, slurm
+    sweeps = {name: survey(runs, name, queue) for name in names}
+    if queue is not None:
+        slurm = "\n".join(_without_trace(runs, sweeps))
+    return sweeps, slurm
+
+
+def _exit_status(views: Sequence[ChainView], slurm: str) -> int:
+    if any(view.state in ("failed", "stuck") or view.lost for view in views):
+        return EXIT_PERSON
+    return EXIT_SILENT if slurm else 0
+
+
+def _without_trace(runs: Path, sweeps: dict[str, list[ChainView]]) -> list[str]:
+    """Lines on jobs that ended before our code started; chains whose jobs were cancelled instead are freed of them."""
+    lines = []
+    for name, views in sweeps.items():
+        ids = {number for view in views for number in view.lost}
+        told = explain([job for number, job in read_submitted(runs / name).items() if number in ids])
+        for view in views:
+            view.lost = [number for number in view.lost if number in told]
+        if told:
+            lines.append(f"{name}: {len(told)} jobs ended without a trace, before our code started:")
+            lines += [f"  {line}" for line in list(told.values())[:LOST_LINES]]
+    return lines
 
 
 def show(runs: Path, sweeps: dict[str, list[ChainView]], slurm: str, as_json: bool, clear: bool = False) -> None:
@@ -102,7 +130,12 @@ def table(runs: Path, name: str, views: Sequence[ChainView]) -> list[str]:
         head = (
             f"  {view.name:<{width}} {cells:<{_cells_width(views)}} {view.committed:>2}/{view.rounds:<2} {value:>7}  "
         )
-        lines.append(_cut(f"{head}{view.state:<8} {_detail(view)}".rstrip()))
+        detail = _detail(view)
+        lines.append(
+            _cut(f"{head}{view.state:<8} {detail.partition('; ')[0] if view.state == 'stuck' else detail}".rstrip())
+        )
+        if view.state == "stuck":
+            lines.append(f"  {'':<{width}} {detail.partition('; ')[2]}")
         if view.state == "failed" and view.log:
             lines.append(f"  {'':<{width}} log: {_short(view.log, runs)}")
     return lines
@@ -184,13 +217,14 @@ def _names(runs: Path, name: str) -> list[str]:
     return [name] if name else known
 
 
-def _queue() -> tuple[list[Job], str]:
-    if not slurm_answers():
-        return [], ""
+def _queue() -> tuple[list[Job] | None, str]:
+    """The queue; None, and what is to be said, where there is a Slurm that does not tell."""
     try:
         return read_queue(), ""
+    except NoSlurmError:
+        return [], ""
     except SlurmError as error:
-        return [], f"Slurm's queue is not known ({error}); this is what the disk tells."
+        return None, f"Slurm's queue is not known ({error}); this is what the disk tells."
 
 
 if __name__ == "__main__":

@@ -14,45 +14,74 @@ from mal.config.compose import Sweep
 from mal.config.frozen import load_chain
 from mal.run import folder as run_folder
 from mal.run.code_copy import CODE, code_hash, keep_code
-from slurm.client import SlurmError, slurm_answers
+from slurm.client import SlurmError, SlurmSilentError, call, job_environment
 from slurm.partitions import read_partitions
-from slurm.profile import Profile, check_against, load_profile
-from slurm.squeue import Job, by_chain, read_queue
-from slurm.submit import Submission, Submitter, Wanted
+from slurm.profile import Profile, check_against, load_profile, with_defaults
+from slurm.squeue import Job, by_chain, name_of, read_queue, slurm_answers
+from slurm.stuck import remedy, stuck
+from slurm.submit import Submission, Submitter, Wanted, logical
+from slurm.submitted import Submitted, claim, note_cancelled, read_submitted
+from slurm.traces import explain, without_trace
 from sweeps.plan import ChainPlan, State, check_data, freeze, reconcile
 
 LAUNCH_LOCK = ".launch.lock"
 LAUNCH_MINUTES = 10.0
-EXIT_PART = 3  # a limit let only a part of the jobs through
+EXIT_PART = 3  # only a part of the jobs went in
+LOST_LINES = 5
 
 
 def launch_on_slurm(sweep: Sweep) -> int:
     """Reconcile the sweep with disk and queue, and submit what is missing; returns the exit status."""
-    profile = load_profile(sweep.cluster)
-    answers = slurm_answers()
-    if not answers and not sweep.dry_run:
-        raise ValueError(f"cluster={profile.name}: no Slurm answers here. Go to a login node, or choose cluster=local.")
+    profile, said = with_defaults(load_profile(sweep.cluster))
     try:
+        answers = slurm_answers()
+        if not answers and not sweep.dry_run:
+            raise ValueError(
+                f"cluster={profile.name}: no Slurm answers here. Go to a login node, or choose cluster=local."
+            )
+        for line in said:
+            print(line)
         profile = _fit(profile, sweep, answers)
         if sweep.dry_run:
             return _dry_run(sweep, profile, answers)
         with _one_launcher(sweep.runs / sweep.name):
             return _launch(sweep, profile)
+    except SlurmSilentError as error:
+        raise ValueError(f"Slurm is here and does not answer: {error}. Run the same command again.") from None
     except SlurmError as error:
         raise ValueError(f"Slurm: {error}") from None
 
 
 def _fit(profile: Profile, sweep: Sweep, answers: bool) -> Profile:
-    """The profile for this cluster; refused where the cluster could never run its jobs."""
+    """The profile for this cluster; refused where Slurm itself refuses, warned of where sinfo speaks against it."""
     if not answers:
         print("No Slurm answers here: the profile is checked by itself only.")
         return profile
     partitions = read_partitions()
     profile = profile.fit_to(partitions)
-    datasets = sorted({chain.dataset.name for chain in sweep.chains})
-    if problems := check_against(profile, partitions, datasets):
-        raise ValueError("This cluster cannot run it: " + " ".join(problems))
+    for dataset in sorted({chain.dataset.name for chain in sweep.chains}):
+        if problems := check_against(profile, partitions, [dataset]):
+            _ask_slurm(profile, sweep, dataset, " ".join(problems))
     return profile
+
+
+def _ask_slurm(profile: Profile, sweep: Sweep, dataset: str, problems: str) -> None:
+    """Where sinfo speaks against a request, sbatch decides, as a site's plug-ins may choose another partition."""
+    chains = tuple(f"{c.method['name']}/seed-{c.seed}" for c in sweep.chains[: profile.pack])
+    submission = Submission(name_of(sweep.name, chains, sweep.runs), chains, 1, dataset)
+    script = Submitter(sweep.name, sweep.runs, profile, _kept(sweep)).script(submission)
+    try:
+        call("sbatch", "--test-only", text=script, environment=job_environment())
+    except SlurmSilentError:
+        raise
+    except SlurmError as error:
+        raise ValueError(f"This cluster cannot run it: {problems} Slurm: {str(error).partition(': ')[2]}") from None
+    print(f"Warning: {problems} Slurm takes it all the same; `python sweeps/status.py` says if it never starts.")
+
+
+def _kept(sweep: Sweep) -> Path:
+    """Where a launch keeps the code, or would keep it."""
+    return logical(sweep.runs) / sweep.name / CODE / code_hash()
 
 
 def _one_launcher(folder: Path) -> FileLock:
@@ -74,23 +103,61 @@ def _one_launcher(folder: Path) -> FileLock:
 def _launch(sweep: Sweep, profile: Profile) -> int:
     plans = _plans(sweep, profile)
     check_data(plans)
-    queue = read_queue()
-    submitter = Submitter(sweep.name, sweep.runs, profile, keep_code(sweep.runs / sweep.name))
-    submissions = submitter.missing(_wanted(plans, queue, sweep), queue)
-    _say(plans, queue, sweep)
+    queue, lost = _look(sweep)
+    kept = keep_code(sweep.runs / sweep.name)
+    submitter = Submitter(sweep.name, sweep.runs, profile, _kept(sweep).with_name(kept.name))
+    wanted = _wanted(plans, queue, sweep)
+    submissions = submitter.missing(wanted, queue)
+    waiting = _say(plans, queue, sweep)
+    _say_lost(sweep, lost)
     freeze(plans)
     room = len(submissions) if profile.max_jobs is None else max(0, profile.max_jobs - len(queue))
-    begun = time.monotonic()
-    taken, words = submitter.submit(submissions[:room], _progress(len(submissions[:room])))
-    print(f"{sweep.name}: {taken} jobs submitted in {time.monotonic() - begun:.1f} s, {len(submissions) - taken} left.")
+    taken, words = _submit(submitter, submissions[:room], sweep.name)
     if left := len(submissions) - taken:
         why = words or f"cluster.max_jobs={profile.max_jobs}, and {len(queue)} were in the queue"
-        print(f"{left} jobs are not submitted ({why}). Run the same command again when some have run.")
+        print(f"{left} jobs are not submitted ({why}). {_how_to_go_on(submitter.aim(wanted))}")
     print(f"See:      python sweeps/status.py runs={sweep.runs} name={sweep.name}")
     print(f"Results:  {sweep.runs / sweep.name}    Curves: python analysis/curves.py name={sweep.name}")
-    if any(plan.state is State.FAILED for plan in plans):
-        return 1
-    return EXIT_PART if left else 0
+    if left:
+        return EXIT_PART
+    return 1 if waiting or any(plan.state is State.FAILED for plan in plans) else 0
+
+
+def _look(sweep: Sweep) -> tuple[list[Job], list[Submitted]]:
+    """The queue with the sweep's own jobs by their ids, and those that ended before our code started."""
+    folder = sweep.runs / sweep.name
+    submitted = read_submitted(folder)
+    queue = claim(read_queue(), submitted, sweep.name, sweep.runs)
+    return queue, without_trace(folder, submitted, queue)
+
+
+def _submit(submitter: Submitter, submissions: Sequence[Submission], name: str) -> tuple[int, str]:
+    """Submit; how many Slurm took, and its words where it did not take all."""
+    begun, taken, progress = time.monotonic(), [0], _progress(len(submissions))
+
+    def report(done: int) -> None:
+        taken[0] = done
+        progress(done)
+
+    try:
+        words = submitter.submit(submissions, report)[1]
+    except SlurmError as error:
+        if not taken[0]:
+            raise
+        words = str(error)
+    seconds, left = time.monotonic() - begun, len(submissions) - taken[0]
+    print(f"{name}: {taken[0]} jobs submitted in {seconds:.1f} s, {left} left.")
+    return taken[0], words
+
+
+def _how_to_go_on(without: Sequence[Wanted]) -> str:
+    if not without:
+        return "The last job of each chain goes on to the chain's end. Run the same command again to submit the others."
+    some = ", ".join(chain.name for chain in without[:3]) + (" ..." if len(without) > 3 else "")
+    return (
+        f"Run the same command again when some have run: {len(without)} chains have no job ({some}); the last job of "
+        "each other chain goes on to its end."
+    )
 
 
 def _plans(sweep: Sweep, profile: Profile) -> list[ChainPlan]:
@@ -119,12 +186,28 @@ def _wanted(plans: Sequence[ChainPlan], queue: Sequence[Job], sweep: Sweep) -> l
     return wanted
 
 
-def _say(plans: Sequence[ChainPlan], queue: Sequence[Job], sweep: Sweep) -> None:
-    queued = by_chain((job for job in queue if job.alive), sweep.name, sweep.runs)
+def _say(plans: Sequence[ChainPlan], queue: Sequence[Job], sweep: Sweep) -> int:
+    """A line for each chain; how many wait for a person."""
+    queued, waiting = by_chain(queue, sweep.name, sweep.runs), 0
     for plan in plans:
-        jobs = len(queued.get((plan.config.method["name"], plan.config.seed), []))
-        print(plan.line(f"{jobs} jobs in the queue" if jobs and plan.state is not State.FAILED else ""))
+        jobs = [job for job in queued.get((plan.config.method["name"], plan.config.seed), []) if job.alive]
+        note = f"{len(jobs)} jobs in the queue" if jobs and plan.state is not State.FAILED else ""
+        if (held := stuck(jobs)) is not None:
+            waiting += 1
+            note = f"{note or plan.note}; job {held.id} never starts by itself ({held.reason}): {remedy(held)}"
+        print(plan.line(note))
     sys.stdout.flush()
+    return waiting
+
+
+def _say_lost(sweep: Sweep, lost: Sequence[Submitted]) -> None:
+    told = explain(lost)
+    for job in lost:
+        if job.job not in told and not sweep.dry_run:
+            note_cancelled(sweep.runs / sweep.name, job.job)  # so Slurm remembers, for a while
+    if told:
+        print(f"{len(told)} jobs ended without a trace, before our code started; new ones may do the same:")
+        print("\n".join(f"  {line}" for line in list(told.values())[:LOST_LINES]), flush=True)
 
 
 def _progress(total: int) -> Callable[[int], None]:
@@ -144,11 +227,11 @@ def _progress(total: int) -> Callable[[int], None]:
 def _dry_run(sweep: Sweep, profile: Profile, answers: bool) -> int:
     plans = _plans(sweep, profile)
     check_data(plans, dry_run=True)
-    queue = read_queue() if answers else []
-    kept = sweep.runs.resolve() / sweep.name / CODE / code_hash()  # as it would be
-    submitter = Submitter(sweep.name, sweep.runs, profile, kept)
+    queue, lost = _look(sweep) if answers else ([], [])
+    submitter = Submitter(sweep.name, sweep.runs, profile, _kept(sweep))
     submissions = submitter.missing(_wanted(plans, queue, sweep), queue)
     _say(plans, queue, sweep)
+    _say_lost(sweep, lost)
     print(_estimate(plans, submissions, profile))
     last: tuple[str, ...] = ()
     for submission in sorted(submissions, key=lambda s: (s.name, s.until)):

@@ -19,7 +19,10 @@ from mal.run import folder as run_folder
 from mal.run.heartbeat import read_progress
 from slurm.attempts import Attempt, read_attempts
 from slurm.squeue import Job, by_chain
+from slurm.stuck import remedy, stuck
 from slurm.submit import log_of
+from slurm.submitted import Submitted, claim, read_submitted
+from slurm.traces import without_trace
 
 FRESH_SECONDS = 90.0  # a heartbeat so young is that of a live process
 LOST_BY = ("preempted", "timeout", "stopped", "")  # "": cut off by Slurm, without grace or with its node
@@ -29,9 +32,11 @@ LOST_BY = ("preempted", "timeout", "stopped", "")  # "": cut off by Slurm, witho
 class ChainView:
     """One chain.
 
-    state: done, running, queued, failed, or missing (nothing works on it). cells: one word a round: committed, running,
-    queued, failed, missing. heartbeat: of the round at work, with its age in seconds. note: Slurm's reason, the error's
-    last line, or where it stopped. hours: on nodes; lost_hours, lost_gpu_hours: done again after interruptions.
+    state: done, running, queued, stuck (its job waits for a person), failed, missing (nothing works on it), or unknown
+    (not done, and Slurm does not answer). cells: one word a round: committed, running, queued, failed, missing or
+    unknown. heartbeat: of the round at work, with its age in seconds. note: Slurm's reason, the error's last line, or
+    where it stopped. lost: its newest jobs, where they ended before our code started. hours: on nodes; lost_hours,
+    lost_gpu_hours: done again after interruptions.
     """
 
     method: str
@@ -44,6 +49,7 @@ class ChainView:
     note: str = ""
     log: Path | None = None
     jobs: list[int] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
     heartbeat: dict[str, Any] = field(default_factory=dict)
     value: float | None = None
     metric: str = ""
@@ -71,35 +77,38 @@ class ChainView:
         return 100 * self.heartbeat["step"] / steps if steps else None
 
 
-def survey(runs: Path, name: str, queue: Sequence[Job]) -> list[ChainView]:
-    """The chains of a sweep, by method and seed. Changes nothing, and takes no lock."""
-    jobs = by_chain(queue, name, runs)
+def survey(runs: Path, name: str, queue: Sequence[Job] | None) -> list[ChainView]:
+    """The chains of a sweep, by method and seed. Changes nothing, and takes no lock.
+
+    queue: None where there is a Slurm that does not tell.
+    """
+    submitted = read_submitted(runs / name)
+    ours = claim(queue or [], submitted, name, runs)
+    jobs = by_chain(ours, name, runs)
+    lost = without_trace(runs / name, submitted, ours) if queue is not None else []
     views = []
     for folder in run_folder.chain_folders(runs, name):
         method, seed = folder.parent.name, int(folder.name.rpartition("-")[2])
-        views.append(_view(folder, method, seed, [job for job in jobs.get((method, seed), []) if job.alive]))
+        alive = [job for job in jobs.get((method, seed), []) if job.alive]
+        view = _view(folder, method, seed, alive, known=queue is not None)
+        view.lost = _lost(view, lost)
+        views.append(view)
     return views
 
 
-def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job]) -> ChainView:
+def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job], known: bool) -> ChainView:
     committed = run_folder.committed_rounds(folder)
     view = ChainView(method, seed, folder, _rounds(folder, committed), committed, jobs=[job.id for job in jobs])
     seconds = _committed_seconds(view)
     heartbeat = read_progress(run_folder.round_folder(folder, committed)) or {}
     failure = read_failure(folder) if committed < view.rounds else None
-    on_node = [job for job in jobs if not job.waiting]
     view.log = log_of(folder)
     if committed >= view.rounds:
         view.state = "done"
     elif failure:
         view.state, view.note = "failed", _last_line(str(failure["error"]))
-    elif on_node or _alive(heartbeat):
-        view.state, view.heartbeat = "running", heartbeat
-        view.note = "" if not on_node or on_node[0].state == "RUNNING" else on_node[0].state.lower()
-    elif jobs:
-        view.state, view.note = "queued", jobs[0].reason or jobs[0].state
     else:
-        view.note = _stopped(heartbeat)
+        _look_for_work(view, heartbeat, jobs, known)
     view.cells = _cells(view, jobs)
     _count_hours(view, read_attempts(folder), seconds)
     if seconds and view.state in ("running", "queued"):
@@ -107,6 +116,28 @@ def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job]) -> ChainVie
         mean = sum(seconds) / len(seconds)
         view.left_s = max(0.0, mean * (view.rounds - committed) - min(spent, mean))
     return view
+
+
+def _look_for_work(view: ChainView, heartbeat: dict[str, Any], jobs: Sequence[Job], known: bool) -> None:
+    """Who works, or is to work, on a chain that is neither done nor failed."""
+    on_node = [job for job in jobs if not job.waiting]
+    if on_node or _alive(heartbeat):
+        view.state, view.heartbeat = "running", heartbeat
+        view.note = "" if not on_node or on_node[0].state == "RUNNING" else on_node[0].state.lower()
+    elif (held := stuck(jobs)) is not None:
+        view.state, view.note = "stuck", f"{held.reason or held.state}; {remedy(held)}"
+    elif jobs:
+        view.state, view.note = "queued", jobs[0].reason or jobs[0].state
+    elif known:
+        view.note = _stopped(heartbeat)
+    else:
+        view.state, view.note = "unknown", "Slurm does not answer: its jobs, if any, are not known"
+
+
+def _lost(view: ChainView, lost: Sequence[Submitted]) -> list[int]:
+    if view.committed >= view.rounds:
+        return []
+    return [job.job for job in lost if view.name in job.chains]
 
 
 def _rounds(folder: Path, committed: int) -> int:
@@ -158,7 +189,8 @@ def _cells(view: ChainView, jobs: Sequence[Job]) -> list[str]:
         if number == view.committed and view.state in ("running", "failed"):
             cells.append(view.state)
         else:
-            cells.append("queued" if number < until and view.state != "failed" else "missing")
+            waits = number < until and view.state != "failed"
+            cells.append("queued" if waits else "unknown" if view.state == "unknown" else "missing")
     return cells
 
 

@@ -189,7 +189,7 @@ class World:
             if self.main:
                 self._store.set("noted", "1")
             elif not self._store.check(["error"]):
-                who = f"process {self.rank} on {socket.gethostname()}"
+                who = f"process {self.rank} on {os.environ.get('SLURMD_NODENAME') or socket.gethostname()}"
                 self._store.set("error", f"{who}: {type(error).__name__}: {error}")
             # Closed connections tell those that wait for this process; srun may kill them as soon as it is gone.
             dist.destroy_process_group()

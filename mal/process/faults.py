@@ -1,0 +1,68 @@
+"""Whose an error is: the code's, the memory's, the storage's, or the place's, which is the node that it happened on.
+
+Only an error of the code comes back wherever and whenever it is tried again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from enum import Enum
+
+from mal.process.distributed import ProcessLost
+
+
+class Fault(Enum):
+    """Whose an error is."""
+
+    CODE = "code"
+    MEMORY = "memory"
+    STORAGE = "storage"
+    PLACE = "place"
+
+
+class Misplaced(Exception):
+    """What a process was started for and what it finds are not the same: its GPUs, its code, its number of tasks."""
+
+
+# torch on a GPU, cuBLAS, torch on the host, C++, the kernel; a loader's process, which the kernel kills first. Each
+# also as another process tells of it.
+_MEMORY = re.compile(
+    r"OutOfMemoryError|out of memory|ALLOC_FAILED|can.t allocate memory|bad_alloc|Cannot allocate memory|MemoryError"
+    r"|DataLoader worker .*(killed by signal|exited unexpectedly)|out of shared memory"
+    r"|process pool was terminated abruptly|loader process .* ended"
+)
+# Files as torch, numpy, safetensors and other processes tell of them.
+_STORAGE = re.compile(
+    r"\[Errno \d+\]|OSError|No space left|StorageFull|Disk quota|quota exceeded|Stale file handle|Input/output error"
+    r"|Remote I/O|Read-only file system|file write failed|failed (writing|finding|reading) |unexpected pos \d"
+    r"|Transport endpoint|PytorchStreamWriter|Os \{ code"
+)
+# Drivers and devices in any words; libraries that a node lacks.
+_PLACE = re.compile(
+    r"cuda|cudnn|cublas|nccl|nvidia|nvml|\bECC\b|\bHIP\b|hip error|rocm|\bXid\b|AcceleratorError|\bGPUs?\b"
+    r"|ImportError|ModuleNotFoundError|cannot open shared object|GLIBC|illegal instruction|Misplaced",
+    re.IGNORECASE,
+)
+_OF_THE_CODE = re.compile(r"device-side assert|same device|indices should be", re.IGNORECASE)
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Whose an error is, by its type, its words, and those of what it was raised from."""
+    chain = list(_causes(error))
+    words = " / ".join(f"{type(each).__name__}: {each}" for each in chain)
+    if _MEMORY.search(words):
+        return Fault.MEMORY
+    if any(isinstance(each, OSError) and not isinstance(each, ProcessLost) for each in chain) or _STORAGE.search(words):
+        return Fault.STORAGE
+    if any(isinstance(each, Misplaced) for each in chain):
+        return Fault.PLACE
+    return Fault.PLACE if _PLACE.search(words) and not _OF_THE_CODE.search(words) else Fault.CODE
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was explicitly raised from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
