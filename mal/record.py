@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mal import __version__
 from mal.config.schema import Chain
+from mal.data.augment import Augmentation
 from mal.data.dataset import Dataset
 from mal.data.image_set import IGNORED
 from mal.methods import Setting
@@ -39,18 +40,15 @@ FEATURES_SAMPLE = 2000  # unlabelled images on a map of features
 class Outcome:
     """What a round arrived at. query: int64 (b,), None in a chain's last round; samples: further files by name."""
 
-    setting: Setting
+    number: int
     state: State
     model: TaskModel
     evaluation: Evaluation
     signals: dict[str, float]
     query: np.ndarray | None
     samples: dict[str, bytes]
-
-    @property
-    def progress(self) -> Progress:
-        """The round's heartbeat, which knows its seconds and attempts."""
-        return self.setting.trainer.progress
+    history: dict[str, Any]
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Recorder:
             files[run_folder.QUERY] = outcome.query
         known = {name: None if math.isnan(value) else value for name, value in outcome.signals.items()}
         files[run_folder.METRICS] = self._metrics(outcome) | {"signals": known}
-        files[run_folder.HISTORY] = outcome.setting.trainer.history
+        files[run_folder.HISTORY] = outcome.history
         if self.config.keep_model or self.config.task.init == "continue":
             weights = {name: tensor.cpu().contiguous() for name, tensor in outcome.model.state_dict().items()}
             files[run_folder.MODEL] = safetensors.torch.save(weights)
@@ -80,7 +78,7 @@ class Recorder:
 
     def _metrics(self, outcome: Outcome) -> dict[str, Any]:
         spec, labelled, pool = self.config.dataset, outcome.state.labelled, self.dataset.pool
-        number, evaluation, progress = outcome.setting.number, outcome.evaluation, outcome.progress
+        number, evaluation, progress = outcome.number, outcome.evaluation, outcome.progress
         metrics: dict[str, Any] = {
             "dataset": spec.name,
             "method": self.config.method["name"],
@@ -151,13 +149,17 @@ class Recorder:
         }
 
 
-def samples(model: TaskModel, setting: Setting, query: np.ndarray | None, oracle: Oracle) -> dict[str, bytes]:
+def samples(
+    model: TaskModel, setting: Setting, query: np.ndarray | None, oracle: Oracle, augmentation: Augmentation
+) -> dict[str, bytes]:
     """The files that keep_features and keep_queries ask for, by name; query: int64 (b,), None in a last round."""
     files = {}
     if setting.config.keep_features:
         files[run_folder.FEATURES] = sample_features(model, setting, query)
     if setting.config.keep_queries and query is not None:
-        files[run_folder.QUERIES] = sample_queries(model, setting, query[: setting.config.keep_queries], oracle)
+        files[run_folder.QUERIES] = sample_queries(
+            model, setting, query[: setting.config.keep_queries], oracle, augmentation
+        )
     return files
 
 
@@ -170,12 +172,14 @@ def sample_features(model: TaskModel, setting: Setting, query: np.ndarray | None
     sample = setting.random("features").permutation(setting.unlabelled)[:FEATURES_SAMPLE]
     indices = np.unique(np.concatenate([setting.labelled, queried, sample]))
     by_backbone = lambda images: {"features": pooled(model.backbone(images))}  # noqa: E731
-    scan = setting.scanner.scan("features", setting.loader, indices, by_backbone, model)
+    scan = setting.scan_at("features", indices, by_backbone, model)
     state = np.isin(indices, setting.labelled) + 2 * np.isin(indices, queried)
     return _npz(indices=indices, features=scan["features"].astype(np.float16), state=state.astype(np.uint8))
 
 
-def sample_queries(model: TaskModel, setting: Setting, query: np.ndarray, oracle: Oracle) -> bytes:
+def sample_queries(
+    model: TaskModel, setting: Setting, query: np.ndarray, oracle: Oracle, augmentation: Augmentation
+) -> bytes:
     """An .npz of queried images and of what M makes of them before their labels are bought.
 
     indices: int64 (n,); images: uint8 (n, C, H, W) as M sees them; truth and predicted: int64 (n,) or uint8 maps
@@ -187,10 +191,10 @@ def sample_queries(model: TaskModel, setting: Setting, query: np.ndarray, oracle
         predicted = logits.argmax(dim=1)
         return {"predicted": predicted.byte() if predicted.ndim == 3 else predicted, "entropy": pixel_entropy(logits)}
 
-    scan = setting.scanner.scan("queries", setting.loader, query, predictions, model)
-    centre = setting.scanner.augmentation.centre
-    images = centre(setting.loader.load(query).images).cpu().numpy()
-    truth = setting.trainer.device.world.once(lambda: oracle.label(query))
+    scan = setting.scan_at("queries", query, predictions, model)
+    centre = augmentation.centre
+    images = centre(setting.images(query)).cpu().numpy()
+    truth = setting.device.world.once(lambda: oracle.label(query))
     scan |= {"truth": centre(truth) if truth.ndim == 3 else truth, "entropy": scan["entropy"].astype(np.float16)}
     return _npz(indices=query, images=images, **scan)
 

@@ -4,7 +4,7 @@ labelled, unlabelled = ledger of the round      # round 0: the initial pool, dra
 method.fit()                                    # MAL: F, C, D by Algorithm 1; a baseline: whatever it needs
 model = task model M (Algorithm 3)              # evaluated on the test set
 scores = method.score(model)                    # every unlabelled index exactly once, no augmentation
-query = method.select(scores, budget)           # absolute pool indices, in order of choice
+query = method.select(scores, budget)           # distinct unlabelled images, in order of choice
 commit
 """
 
@@ -23,7 +23,7 @@ from mal.data.augment import Augmentation, build_augmentation
 from mal.data.dataset import Dataset
 from mal.data.loader import build_loader, count_workers, visible_labels
 from mal.data.pixel_statistics import pixel_statistics
-from mal.methods import METHODS, Method, Setting
+from mal.methods import METHODS, Method, Query, Setting
 from mal.models.heads import TaskModel
 from mal.process.device import Device
 from mal.process.interrupt import Interrupt
@@ -69,25 +69,26 @@ class Rounds:
         state = world.once(lambda: self.ledger.state(number))
         progress = Progress(folder, number, self.interrupt)
         try:
-            setting = self._setting(number, state, folder, progress)
+            setting, trainer, scanner = self._open(number, state, folder, progress)
             method = METHODS[self.config.method["acquisition"]](setting)
             method.fit()
-            model = self._task_model(setting, number)
-            evaluation = self._evaluate(model, setting.scanner)
-            signals = self._signals(evaluation, setting)
+            model = self._task_model(setting, trainer)
+            evaluation = self._evaluate(model, scanner)
+            signals = self._signals(evaluation, setting, scanner)
             query = None
-            if number + 1 < self.config.rounds:
+            if setting.has_query:
                 query, found = self._query(method, model, setting)
                 signals |= found
-            kept = samples(model, setting, query, self.dataset.oracle)
+            kept = samples(model, setting, query, self.dataset.oracle, self.augmentation)
             progress.phase("commit", 0)
         finally:
             if self.interrupt.cause:
                 progress.leave(self.interrupt.cause)
-        outcome = Outcome(setting, state, model, evaluation, signals, query, kept)
+        outcome = Outcome(number, state, model, evaluation, signals, query, kept, trainer.history, progress)
         world.once(lambda: run_folder.commit(folder, self.recorder.files(outcome)))
 
-    def _setting(self, number: int, state: State, folder: Path, progress: Progress) -> Setting:
+    def _open(self, number: int, state: State, folder: Path, progress: Progress) -> tuple[Setting, Trainer, Scanner]:
+        """What a method sees of the round, and the two that it trains and scans with."""
         labels = self.dataset.oracle.label(state.labelled)
         loader = self.images.showing(visible_labels(len(self.images), state.labelled, labels))
         origin = f"{self.config.fingerprint()}/{state.parent}/{self.dataset.digest}"
@@ -110,18 +111,19 @@ class Rounds:
             identity=trainer.identity,
         )
         remaining = unlabelled(self.dataset.pool, state.labelled)
-        return Setting(self.config, number, state.labelled, remaining, loader, trainer, scanner)
+        setting = Setting(self.config, number, state.labelled, remaining, loader, trainer, scanner)
+        return setting, trainer, scanner
 
-    def _task_model(self, setting: Setting, number: int) -> TaskModel:
+    def _task_model(self, setting: Setting, trainer: Trainer) -> TaskModel:
         init = self.config.task.init
         encoder = setting.minimax.encoder if init == "from_f" else None
         before = None
-        if init == "continue" and number > 0:
-            path = run_folder.round_folder(self.chain, number - 1) / run_folder.MODEL
+        if init == "continue" and setting.number > 0:
+            path = run_folder.round_folder(self.chain, setting.number - 1) / run_folder.MODEL
             weights = safetensors.torch.load(self.device.world.once(path.read_bytes))
             before = {name: tensor.to(self.device.torch) for name, tensor in weights.items()}
         pool = len(self.dataset.pool)
-        return train_task_model(self.config, setting.trainer, setting.labelled, pool, encoder, before)
+        return train_task_model(self.config, trainer, setting.labelled, pool, encoder, before)
 
     def _evaluate(self, model: nn.Module, scanner: Scanner) -> Evaluation:
         if self.segmentation:
@@ -133,19 +135,25 @@ class Rounds:
         dataset = self.config.dataset
         return dataset.classes, (dataset.crop or dataset.size) ** 2 if self.segmentation else 1
 
-    def _signals(self, evaluation: Evaluation, setting: Setting) -> dict[str, float]:
+    def _signals(self, evaluation: Evaluation, setting: Setting, scanner: Scanner) -> dict[str, float]:
         """How far M's confidence is from its accuracy; the accuracy of C, where F and C were trained, and the same."""
         signals = {"confidence": evaluation.confidence, "calibration": evaluation.calibration}
-        if "minimax" in vars(setting):
+        if setting.minimax_is_trained:
             classifier = nn.Sequential(setting.minimax.encoder, setting.minimax.classifier)
-            of_c = self._evaluate(classifier, setting.scanner)
+            of_c = self._evaluate(classifier, scanner)
             signals |= {"c_value": of_c.value, "c_confidence": of_c.confidence, "c_calibration": of_c.calibration}
         return signals
 
     def _query(self, method: Method, model: TaskModel, setting: Setting) -> tuple[np.ndarray, dict[str, float]]:
         """The query, and what the method has to say of it."""
+        name, budget = self.config.method["name"], self.config.budget
         scores = method.score(model)
-        positions = self.device.world.once(lambda: method.select(scores, self.config.budget))
-        query = setting.unlabelled[positions]
-        check_query(query, self.config.budget, setting.unlabelled, f"The query of method {self.config.method['name']}")
-        return query, method.diagnostics(scores)
+        query = self.device.world.once(lambda: method.select(scores, budget))
+        if not isinstance(query, Query):
+            raise TypeError(
+                f"select of method {name} returned {type(query).__name__}, which does not say what its numbers are: "
+                "return self.setting.query(positions=...) for places in unlabelled, or "
+                "self.setting.query(indices=...) for absolute pool indices."
+            )
+        check_query(query.indices, budget, setting.unlabelled, f"The query of method {name}")
+        return query.indices, method.diagnostics(scores)

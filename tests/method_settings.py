@@ -18,6 +18,12 @@ from mal.round import Rounds
 from mal.run import folder as run_folder
 from mal.run.heartbeat import Progress
 
+# The methods that come with the toolkit; a user's own are beside them.
+OURS = (
+    *("mal", "mal_no_minimax", "mal_no_discriminator", "mal_entropy_query", "mal_diversity_query", "mal_init_random"),
+    *("vaal", "vaal_small", "coreset", "entropy", "bald", "random", "margin", "least_confidence", "badge", "batchbald"),
+    *("power_bald", "typiclust", "probcover", "ensemble"),
+)
 QUICK = ("device=cpu", "threads=1", "seeds=1", "minimax.epochs=0.1", "task.epochs=0.5", "backbone.width=4")
 
 
@@ -39,7 +45,7 @@ def setting(folder: Path, method: str, *overrides: str) -> Setting:
         folder, config, load(config.dataset, Path(config.data), config.seed), prepare_device(config), interrupt
     )
     progress = Progress(run_folder.round_folder(folder, 0), 0, interrupt)
-    return rounds._setting(0, rounds.ledger.state(0), run_folder.round_folder(folder, 0), progress)
+    return rounds._open(0, rounds.ledger.state(0), run_folder.round_folder(folder, 0), progress)[0]
 
 
 def build(setting: Setting) -> Method:
@@ -61,4 +67,4 @@ def task_model(setting: Setting, seed: int = 0) -> TaskModel:
 
 def images(setting: Setting, indices: object) -> torch.Tensor:
     """Images as a scan sees them, float32 (B, C, h, w)."""
-    return setting.scanner.augmentation.evaluate(setting.loader.load(indices).images)
+    return setting._scanner.augmentation.evaluate(setting._loader.load(indices).images)

@@ -290,9 +290,12 @@ def test_memory_runs_out_in_many_words(error: Exception, expected: bool) -> None
 def test_a_method_that_asks_twice_for_an_image_fails_and_commits_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mal.methods import METHODS
+    from mal.methods import METHODS, Method, Query
 
-    monkeypatch.setattr(METHODS["random"], "select", lambda self, scores, budget: np.zeros(budget, dtype=np.int64))
+    def asks_twice(self: Method, scores: object, budget: int) -> Query:
+        return self.setting.query(positions=np.zeros(budget, dtype=np.int64))
+
+    monkeypatch.setattr(METHODS["random"], "select", asks_twice)
     folder = write_chain(tmp_path, chain_config(method="random"))
     with pytest.raises(DamagedRun, match="method random: an index is queried twice"):
         run_chain(folder, None, Interrupt())

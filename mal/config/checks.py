@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mal.config.choices import CHOICES
-from mal.config.method_keys import check_method
+from mal.config.method_keys import Range, check_method, read_ranges
+from mal.config.registered import BACKBONES, METHODS, SOURCES, check_registered
 from mal.config.registry import nearest
 from mal.config.schema import Chain, Dataset, flat
 from mal.config.task_keys import check_task
@@ -29,15 +30,30 @@ def choices(group: str) -> list[str]:
 @cache
 def method_section(method: str) -> dict[str, Any]:
     """The section `method` of a method's YAML over those it starts from; jobs read it too, so without Hydra."""
-    path = CONF / "method" / f"{method}.yaml"
-    file: Any = OmegaConf.to_container(OmegaConf.load(path))
-    section: dict[str, Any] = {}
-    for parent in file.get("defaults", []):
-        section |= method_section(parent) if parent != "_self_" else {}
-    section |= file.get("method", {})
+    section = _inherited(method, "method")
     if "acquisition" not in section:
-        raise ValueError(f"{path} has no method.acquisition, the name that the method is registered by in mal/methods.")
+        raise ValueError(
+            f"{_method_file(method)} has no method.acquisition: the name that mal/methods registers the method by."
+        )
     return section
+
+
+@cache
+def method_ranges(method: str) -> dict[str, Range]:
+    """What the keys of a method may be, from the section `ranges` of its YAML over those it starts from."""
+    return read_ranges(_inherited(method, "ranges"), str(_method_file(method)))
+
+
+def _inherited(method: str, section: str) -> dict[str, Any]:
+    file: Any = OmegaConf.to_container(OmegaConf.load(_method_file(method)))
+    found: dict[str, Any] = {}
+    for parent in file.get("defaults", []):
+        found |= _inherited(parent, section) if parent != "_self_" else {}
+    return found | file.get(section, {})
+
+
+def _method_file(method: str) -> Path:
+    return CONF / "method" / f"{method}.yaml"
 
 
 def validate(chain: Chain) -> None:
@@ -48,6 +64,8 @@ def validate(chain: Chain) -> None:
     for key in ("runs", "data"):
         if not getattr(chain, key):
             raise ValueError(f"{key}= is empty: give a folder, e.g. {key}={key}.")
+    check_registered("dataset.source", chain.dataset.source, SOURCES)
+    check_registered("backbone.name", str(chain.backbone["name"]), BACKBONES)
     _check_image(chain)
     _check_method(chain.method)
     check_task(chain.dataset, chain.backbone, chain.method, CONF)
@@ -89,7 +107,8 @@ def _check_method(method: dict[str, Any]) -> None:
         own = [name for name in known if method_section(name)["acquisition"] == name]
         hint = nearest(str(acquisition), own) or "."
         raise ValueError(f"method.acquisition={acquisition} is unknown{hint} Known: {', '.join(own)}.")
-    check_method(method, method_section(acquisition))
+    check_method(method, method_section(acquisition), method_ranges(acquisition))
+    check_registered("method.acquisition", str(acquisition), METHODS)
 
 
 def _check_choices(chain: Chain) -> None:

@@ -29,7 +29,7 @@ PAPER_METHODS = {
     "segmentation": ("mal", "vaal", "entropy", "random"),
 }
 OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
-SWEEP_KEYS = ("methods", "variants", "tune", "tuning", "seeds", "cluster", "dry_run", "retry", "tasks")
+SWEEP_KEYS = ("methods", "variants", "tune", "tuning", "seeds", "cluster", "dry_run", "retry", "tasks", "ranges")
 
 
 @dataclass
@@ -194,7 +194,8 @@ def _check_method_overrides(overrides: Sequence[str], methods: Sequence[str]) ->
 
 
 def _keys(config: DictConfig) -> list[str]:
-    return list(flat(OmegaConf.to_container(config)))  # type: ignore[arg-type]
+    sections = {key: value for key, value in config.items() if key not in ("tasks", "ranges")}  # of a method's YAML
+    return list(flat(OmegaConf.to_container(OmegaConf.create(sections))))  # type: ignore[arg-type]
 
 
 def _chain(composed: DictConfig, seed: int) -> Chain:

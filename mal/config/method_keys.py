@@ -1,13 +1,22 @@
 """What the keys of a method's configuration may be: checked on the login node, without torch.
 
-The YAML named as the acquisition lists the keys that it takes; a key that is not described here takes anything.
+The YAML named as the acquisition lists the keys that it takes, with an example of each. Its section `ranges` says what
+they may be:
+
+    ranges:
+      passes: {low: 1, whole: true}       # numbers from 1, integers alone
+      dropout: {above: 0, below: 1}       # between 0 and 1, without both
+      delta: {above: 0, optional: true}   # or null
+      kind: [power, softmax, softrank]    # one of these
+
+A key without a range takes any value of its example's kind.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mal.config.registry import nearest
@@ -15,61 +24,53 @@ from mal.config.registry import nearest
 
 @dataclass(frozen=True)
 class Number:
-    """Numbers from `low` to `high`; whole: integers alone; above, below: without low, without high; null: or none."""
+    """Numbers from `low` to `high`, or above `above` and below `below`; whole: integers alone; optional: or null."""
 
-    low: float
+    low: float = -math.inf
     high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
     whole: bool = False
-    above: bool = False
-    below: bool = False
-    null: bool = False
+    optional: bool = False
 
     def allows(self, value: Any) -> bool:
         """Whether it is one of these numbers."""
         if value is None:
-            return self.null
-        if isinstance(value, bool) or not isinstance(value, int | float) or (self.whole and value != int(value)):
+            return self.optional
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return False
-        too_low = value <= self.low if self.above else value < self.low
-        too_high = value >= self.high if self.below or self.high == math.inf else value > self.high
-        return not (too_low or too_high or math.isnan(value))
+        if self.whole and value != int(value):
+            return False
+        return self.low <= value <= self.high and self.above < value < self.below
 
     def __str__(self) -> str:
-        words = "a whole number" if self.whole else "a number"
-        words += f" above {self.low:g}" if self.above else f" from {self.low:g}"
-        if self.high < math.inf:
-            words += f" to below {self.high:g}" if self.below else f" to {self.high:g}"
-        return f"null or {words}" if self.null else words
+        words = "null or " if self.optional else ""
+        words += "a whole number" if self.whole else "a number"
+        bounds = {"from": self.low, "above": self.above, "to": self.high, "to below": self.below}
+        return words + "".join(f" {word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "query": ("intersection", "entropy_of_unlabelled", "rank_sum", "entropy", "discriminator", "random"),
-    "epoch_of": ("pool", "labelled"),
-    "measure": ("variation_ratio", "entropy", "mutual_information"),
-    "mode": ("rejection", "exact"),
-    "kind": ("power", "softmax", "softrank"),
-}
-COUNT, POSITIVE, WEIGHT = Number(1, whole=True), Number(0, above=True), Number(0)
-NUMBERS: dict[str, Number] = {
-    **dict.fromkeys(("passes", "candidates", "configurations", "width", "vae_steps"), COUNT),
-    **dict.fromkeys(("max_clusters", "neighbours", "smallest"), COUNT),
-    "members": Number(2, whole=True),
-    "batch": Number(2, whole=True),
-    "latent": Number(1, whole=True, null=True),
-    "epochs": POSITIVE,
-    "lr": POSITIVE,
-    "delta": Number(0, above=True, null=True),
-    "purity": Number(0, 1, above=True),
-    "dropout": Number(0, 1, above=True, below=True),
-    "beta": WEIGHT,
-    "adversarial_weight": WEIGHT,
-}
+Range = Number | tuple[Any, ...]
 
 
-def check_method(method: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def read_ranges(section: Mapping[str, Any], file: str) -> dict[str, Range]:
+    """The section `ranges` of a method's YAML; ValueError, naming the file and the key, where it is not one."""
+    known = [each.name for each in fields(Number)]
+    ranges: dict[str, Range] = {}
+    for key, allowed in section.items():
+        if isinstance(allowed, list):
+            ranges[key] = tuple(allowed)
+        elif isinstance(allowed, dict) and allowed and allowed.keys() <= set(known):
+            ranges[key] = Number(**allowed)
+        else:
+            raise ValueError(f"{file}: ranges.{key}={allowed} must be a list of values, or some of {', '.join(known)}.")
+    return ranges
+
+
+def check_method(method: Mapping[str, Any], expected: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
     """ValueError, naming the key, for one that is missing, unknown or out of its range.
 
-    expected: the section `method` of the YAML of that acquisition.
+    expected, ranges: the sections `method` and `ranges` of the YAML of that acquisition.
     """
     for key in expected:
         if key not in method:
@@ -78,8 +79,18 @@ def check_method(method: Mapping[str, Any], expected: Mapping[str, Any]) -> None
         if key not in expected:
             hint = nearest(key, expected) or "."
             raise ValueError(f"method.{key} is unknown{hint} Keys of {method['acquisition']}: {', '.join(expected)}.")
-        if key in CHOICES and value not in CHOICES[key]:
-            hint = nearest(str(value), CHOICES[key]) or "."
-            raise ValueError(f"method.{key}={value} is unknown{hint} Allowed: {', '.join(CHOICES[key])}.")
-        if key in NUMBERS and not NUMBERS[key].allows(value):
-            raise ValueError(f"method.{key}={value} is out of range: it must be {NUMBERS[key]}.")
+        allowed = ranges.get(key)
+        if isinstance(allowed, tuple):
+            if value not in allowed:
+                hint = nearest(str(value), [str(name) for name in allowed]) or "."
+                raise ValueError(f"method.{key}={value} is unknown{hint} Allowed: {', '.join(map(str, allowed))}.")
+        elif allowed is not None:
+            if not allowed.allows(value):
+                raise ValueError(f"method.{key}={value} is out of range: it must be {allowed}.")
+        elif expected[key] is not None and _kind(value) is not _kind(expected[key]):
+            raise ValueError(f"method.{key}={value} must be of the kind of the method's own value, {expected[key]}.")
+
+
+def _kind(value: Any) -> type:
+    """Numbers are of one kind, whole or not."""
+    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)

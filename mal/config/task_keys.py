@@ -1,7 +1,7 @@
 """What goes with which task: backbones, methods and image sizes, checked on the login node, without torch.
 
 A backbone's YAML has a `stride` (image pixels to a feature) where it gives maps of features, for segmentation. A method
-has `tasks: [...]` in its YAML, beside its section, where it is not defined for all of them.
+has `tasks: [classification, segmentation]` in its YAML, beside its section, where it is defined for maps too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-TASKS = ("classification", "segmentation")
+CLASSIFICATION = "classification"
+TASKS = (CLASSIFICATION, "segmentation")
 
 
 def check_task(dataset: Any, backbone: Mapping[str, Any], method: Mapping[str, Any], conf: Path) -> None:
@@ -42,11 +43,13 @@ def check_task(dataset: Any, backbone: Mapping[str, Any], method: Mapping[str, A
 
 
 def tasks_of(method: str, conf: Path) -> Sequence[str]:
-    """The tasks that a method's YAML, or one that it starts from, says it is for; all where none does."""
+    """The tasks that a method's YAML, or one that it starts from, says it is for; classification where none does."""
     file = _read(conf / "method" / f"{method}.yaml")
     if "tasks" in file:
         return list(file["tasks"])
     parents = [parent for parent in file.get("defaults", []) if parent != "_self_"]
+    if not parents:
+        return [CLASSIFICATION]
     return [task for task in TASKS if all(task in tasks_of(parent, conf) for parent in parents)]
 
 

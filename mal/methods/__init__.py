@@ -16,11 +16,12 @@ from mal.methods import (
     typiclust,
     vaal,
 )
-from mal.methods.base import METHODS, Method, Setting
+from mal.methods.base import METHODS, Method, Query, Setting
 
 __all__ = [
     "METHODS",
     "Method",
+    "Query",
     "Setting",
     "badge",
     "bald",

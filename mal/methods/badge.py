@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
 from mal.acquisition.badge import badge
-from mal.methods.base import METHODS, Method, Scores
-from mal.methods.common import count_picks, feature_size, require_memory
+from mal.methods.base import METHODS, Method, Query, Scores
+from mal.methods.common import feature_size, require_memory
 from mal.models.heads import TaskModel
 
 
@@ -30,13 +29,15 @@ class BADGE(Method):
 
         return self.setting.scan(both, model)
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """First the longest gradient, then draws in proportion to the squared distance from the chosen."""
-        return badge(
-            scores["probabilities"],
-            scores["features"],
-            budget,
-            self.setting.random("query"),
-            mode=self.setting.config.method["mode"],
-            progress=count_picks(self.setting, budget),
+        return self.setting.query(
+            positions=badge(
+                scores["probabilities"],
+                scores["features"],
+                budget,
+                self.setting.random("query"),
+                mode=self.setting.config.method["mode"],
+                progress=self.setting.count_picks(budget),
+            )
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mal.acquisition.ranking import top_b
 from mal.acquisition.uncertainty import PassAccumulator
-from mal.methods.base import METHODS, Method, Scores
+from mal.methods.base import METHODS, Method, Query, Scores
 from mal.models.heads import TaskModel
 
 
@@ -35,16 +35,16 @@ class BALD(Method):
 
         return self.setting.scan(bald, model)
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """Highest first, ties by lowest index."""
-        return top_b(scores["bald"], budget)
+        return self.setting.query(positions=top_b(scores["bald"], budget))
 
     def masks(self, model: TaskModel) -> Tensor:
         """Dropout's factors on the features, 0 or 1 / (1 - p), (passes, d), drawn from (seed, round) on the host."""
         passes, p = self.setting.config.method["passes"], self.setting.config.method["dropout"]
         kept = self.setting.random("dropout").random((passes, model.head.in_features)) >= p
         masks = torch.from_numpy(kept.astype(np.float32) / np.float32(1 - p))
-        return masks.to(self.setting.trainer.device.torch)
+        return masks.to(self.setting.device.torch)
 
 
 def predict(model: TaskModel, images: Tensor, masks: Tensor) -> Iterator[Tensor]:

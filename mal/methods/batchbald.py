@@ -13,8 +13,8 @@ from torch import Tensor
 from mal.acquisition.batchbald import batchbald
 from mal.acquisition.ranking import top_b
 from mal.methods.bald import BALD, predict
-from mal.methods.base import METHODS, Scores
-from mal.methods.common import count_picks, require_memory, without
+from mal.methods.base import METHODS, Query, Scores
+from mal.methods.common import require_memory, without
 from mal.models.heads import TaskModel
 
 
@@ -45,10 +45,10 @@ class BatchBALD(BALD):
             return {"probabilities": logits.float().softmax(dim=2)}
 
         indices = self.setting.unlabelled[candidates]
-        scan = self.setting.scanner.scan("score candidates", self.setting.loader, indices, passes, model)
+        scan = self.setting.scan_at("score candidates", indices, passes, model)
         return scores | {"candidates": candidates} | scan
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """Most informative together with those before first, ties by lowest index."""
         candidates = scores["candidates"]
         together = min(budget, len(candidates))
@@ -57,12 +57,12 @@ class BatchBALD(BALD):
             together,
             self.setting.random("query"),
             configurations=self.setting.config.method["configurations"],
-            progress=count_picks(self.setting, together),
+            progress=self.setting.count_picks(together),
         )
         picks = candidates[chosen]
-        if together == budget:
-            return picks
-        return np.concatenate([picks, top_b(without(scores["bald"], picks), budget - together)])
+        if together < budget:
+            picks = np.concatenate([picks, top_b(without(scores["bald"], picks), budget - together)])
+        return self.setting.query(positions=picks)
 
     def _candidates(self) -> int:
         return min(int(self.setting.config.method["candidates"]), len(self.setting.unlabelled))

@@ -1,4 +1,4 @@
-"""What methods that compare images with each other share: M's features, their needs, progress of a long selection."""
+"""What methods that compare images with each other share: entropies, M's features, and what they need."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ from mal.process.memory import available_memory
 log = logging.getLogger(__name__)
 
 
-def queries(setting: Setting) -> bool:
-    """Whether this round ends with a query: the last one of a chain only trains and evaluates M."""
-    return setting.number + 1 < setting.config.rounds
-
-
 def feature_size(config: Chain) -> int:
     """d of the backbone's features, without its weights."""
     with torch.device("meta"):
@@ -36,7 +31,7 @@ def require_memory(setting: Setting, name: str, **sizes: int) -> None:
 
     sizes: those of `mal.acquisition.estimate` besides the candidates, the labelled and the budget.
     """
-    if not queries(setting):
+    if not setting.has_query:
         return
     sizes = {"candidates": len(setting.unlabelled), "labelled": len(setting.labelled)} | sizes
     needs = estimate(name, budget=setting.config.budget, **sizes)
@@ -55,12 +50,11 @@ def scan_features(setting: Setting, model: TaskModel, unit: bool = False) -> Sco
         values = pooled(model.backbone(images).float())
         return {"features": F.normalize(values, dim=1) if unit else values}
 
-    scan, loader = setting.scanner.scan, setting.loader
-    centres = scan("score labelled", loader, setting.labelled, features, model)["features"]
+    centres = setting.scan_labelled(features, model)["features"]
     return {"features": setting.scan(features, model)["features"], "centres": centres}
 
 
-def of_images(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+def mean_over_pixels(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     """A score of predictions, for each image: of (B, K) as it is, of (B, K, H, W) its mean over the pixels. (B,).
 
     function: logits (rows, K) to scores (rows,).
@@ -69,26 +63,9 @@ def of_images(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     return function(rows).view(len(logits), -1).mean(dim=1)
 
 
-def count_picks(setting: Setting, steps: int) -> Callable[[int, int], None]:
-    """A callback (done, total) for a long selection: it beats the heart and leaves where a stop is asked for."""
-    progress = setting.scanner.progress
-    progress.phase("select", steps)
-
-    def report(done: int, total: int) -> None:
-        progress.at(done)
-        progress.interrupt.check()
-
-    return report
-
-
 def random_state(setting: Setting, purpose: str) -> int:
     """A seed below 2^31 of this (seed, round, purpose), for libraries that take a number."""
     return int(setting.random(purpose).integers(2**31))
-
-
-def select_device(setting: Setting) -> str:
-    """Where long selections do their products: the chain's device."""
-    return setting.trainer.device.torch.type
 
 
 def without(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mal.acquisition.kcenter import kcenter_greedy
-from mal.methods.base import METHODS, Method, Scores
-from mal.methods.common import count_picks, feature_size, require_memory, scan_features, select_device
+from mal.methods.base import METHODS, Method, Query, Scores
+from mal.methods.common import feature_size, require_memory, scan_features
 from mal.models.heads import TaskModel
 
 
@@ -22,12 +20,14 @@ class Coreset(Method):
         """features: of M, (N, d); centres: of the labelled, (M, d)."""
         return scan_features(self.setting, model)
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """Farthest first, ties by lowest index; the centres are the whole labelled set."""
-        return kcenter_greedy(
-            scores["features"],
-            scores["centres"],
-            budget,
-            device=select_device(self.setting),
-            progress=count_picks(self.setting, budget),
+        return self.setting.query(
+            positions=kcenter_greedy(
+                scores["features"],
+                scores["centres"],
+                budget,
+                device=self.setting.device.torch.type,
+                progress=self.setting.count_picks(budget),
+            )
         )

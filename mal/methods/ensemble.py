@@ -12,10 +12,8 @@ from torch import Tensor
 
 from mal.acquisition.ranking import top_b
 from mal.acquisition.uncertainty import PassAccumulator, variation_ratio
-from mal.methods.base import METHODS, Method, Scores
-from mal.methods.common import queries
+from mal.methods.base import METHODS, Method, Query, Scores
 from mal.models.heads import TaskModel
-from mal.task import train_task_model
 
 
 @METHODS.register("ensemble")
@@ -26,8 +24,8 @@ class Ensemble(Method):
 
     def fit(self) -> None:
         """Train the other members, unless the round is the last and asks nothing of them."""
-        count = self.setting.config.method["members"] - 1 if queries(self.setting) else 0
-        self.members = [self._train(number) for number in range(1, count + 1)]
+        count = self.setting.config.method["members"] - 1 if self.setting.has_query else 0
+        self.members = [self.setting.train_task_model(f"ensemble-{number}") for number in range(1, count + 1)]
 
     def score(self, model: TaskModel) -> Scores:
         """entropy and mutual_information: of the members' predictions, nats, (N,); votes: their classes, (N, S)."""
@@ -44,16 +42,10 @@ class Ensemble(Method):
 
         return self.setting.scan(disagreement, *members)
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """Highest first; few votes tie often: then by the entropy, then by lowest index."""
         measure = self.setting.config.method["measure"]
         if measure != "variation_ratio":
-            return top_b(scores[measure], budget)
-        return np.lexsort((-scores["entropy"], -variation_ratio(scores["votes"].T)))[:budget]
-
-    def _train(self, number: int) -> TaskModel:
-        setting = self.setting
-        encoder = setting.minimax.encoder if setting.config.task.init == "from_f" else None
-        pool = len(setting.labelled) + len(setting.unlabelled)
-        phase = f"ensemble-{number}"
-        return train_task_model(setting.config, setting.trainer, setting.labelled, pool, encoder, None, phase)
+            return self.setting.query(positions=top_b(scores[measure], budget))
+        order = np.lexsort((-scores["entropy"], -variation_ratio(scores["votes"].T)))
+        return self.setting.query(positions=order[:budget])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mal.acquisition.ranking import top_b
-from mal.methods.base import METHODS, Method, Scores
+from mal.methods.base import METHODS, Method, Query, Scores
 from mal.methods.common import predictive_entropy
 from mal.models.heads import TaskModel
 
@@ -18,6 +16,6 @@ class Entropy(Method):
         """entropy: nats, (N,)."""
         return self.setting.scan(lambda images: {"entropy": predictive_entropy(model(images))}, model)
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """Highest first, ties by lowest index."""
-        return top_b(scores["entropy"], budget)
+        return self.setting.query(positions=top_b(scores["entropy"], budget))

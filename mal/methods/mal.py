@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mal.acquisition.ranking import top_b
 from mal.config.registry import Registry
-from mal.methods.base import METHODS, Method, Scores
+from mal.methods.base import METHODS, Method, Query, Scores
 from mal.methods.common import predictive_entropy
 from mal.models.heads import TaskModel
 from mal.training.diagnostics import discriminator_signals, spearman
@@ -84,14 +84,16 @@ class MAL(Method):
 
         return self.setting.scan(both, networks.encoder, networks.classifier, networks.discriminator)
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """By the rule; `random` ignores the scores and separates MAL's start from its choice."""
         rule = self.setting.config.method["query"]
         if rule == "random":
-            return self.setting.random("query").permutation(len(self.setting.unlabelled))[:budget]
+            return self.setting.query(
+                positions=self.setting.random("query").permutation(len(self.setting.unlabelled))[:budget]
+            )
         if any(np.isnan(values).any() for values in scores.values()):
             raise ValueError("Scores of MAL are NaN: F, C or D diverged. Lower minimax.lr_f, lr_c or lr_d.")
-        return RULES[rule](scores["entropy"], scores["labelledness"], budget)
+        return self.setting.query(positions=RULES[rule](scores["entropy"], scores["labelledness"], budget))
 
     def diagnostics(self, scores: Scores) -> dict[str, float]:
         """D's certainty of both pools, C's mean entropy of the unlabelled (nats), and whether the two scores agree.
@@ -109,6 +111,6 @@ class MAL(Method):
             return {"labelledness": networks.discriminator(networks.encoder(images)).float().sigmoid()}
 
         modules = networks.encoder, networks.discriminator
-        labelled = setting.scanner.scan("diagnose", setting.loader, setting.labelled, labelledness, *modules)
+        labelled = setting.scan_labelled(labelledness, *modules, phase="diagnose")
         sure = discriminator_signals(labelled["labelledness"], seen, boundary=0.5)
         return sure | {"c_entropy": float(entropy.mean()), "entropy_d_spearman": spearman(entropy, -seen)}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-
 from mal.acquisition import uncertainty
 from mal.acquisition.ranking import top_b
-from mal.methods.base import METHODS, Method, Scores
-from mal.methods.common import of_images
+from mal.methods.base import METHODS, Method, Query, Scores
+from mal.methods.common import mean_over_pixels
 from mal.models.heads import TaskModel
 
 
@@ -20,8 +18,8 @@ class Margin(Method):
     def score(self, model: TaskModel) -> Scores:
         """margin: the difference, negated, (N,); of maps, its mean over the pixels."""
         margin = partial(uncertainty.margin, from_logits=True)
-        return self.setting.scan(lambda images: {"margin": of_images(margin, model(images))}, model)
+        return self.setting.scan(lambda images: {"margin": mean_over_pixels(margin, model(images))}, model)
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """Smallest difference first, ties by lowest index."""
-        return top_b(scores["margin"], budget)
+        return self.setting.query(positions=top_b(scores["margin"], budget))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from mal.acquisition.probcover import coverage_radius, probcover
-from mal.methods.base import METHODS, Method, Scores
-from mal.methods.common import count_picks, feature_size, random_state, require_memory, scan_features
+from mal.methods.base import METHODS, Method, Query, Scores
+from mal.methods.common import feature_size, random_state, require_memory, scan_features
 from mal.models.heads import TaskModel
 
 
@@ -26,12 +26,13 @@ class ProbCover(Method):
         """features: of M, of length 1, (N, d); centres: of the labelled, (M, d)."""
         return scan_features(self.setting, model, unit=True)
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """Most newly covered first, ties by lowest index."""
         features = scores["features"]
-        report = count_picks(self.setting, len(features) + budget)
+        report = self.setting.count_picks(len(features) + budget)
         delta = self.setting.config.method["delta"] or self._radius(features)
-        return probcover(features, scores["centres"], budget, delta=delta, progress=report)
+        picks = probcover(features, scores["centres"], budget, delta=delta, progress=report)
+        return self.setting.query(positions=picks)
 
     def _radius(self, features: np.ndarray) -> float:
         config = self.setting.config

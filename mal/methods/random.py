@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from mal.methods.base import METHODS, Method, Scores
+from mal.methods.base import METHODS, Method, Query, Scores
 from mal.models.heads import TaskModel
 
 
@@ -16,6 +14,6 @@ class Random(Method):
         """No pass over the pool is needed."""
         return {}
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """A uniform draw."""
-        return self.setting.random("query").permutation(len(self.setting.unlabelled))[:budget]
+        return self.setting.random_query(budget)

@@ -6,11 +6,9 @@ starts from MAL's F, which has seen the unlabelled images too.
 
 from __future__ import annotations
 
-import numpy as np
-
 from mal.acquisition.typiclust import typiclust
-from mal.methods.base import METHODS, Method, Scores
-from mal.methods.common import count_picks, feature_size, random_state, require_memory, scan_features
+from mal.methods.base import METHODS, Method, Query, Scores
+from mal.methods.common import feature_size, random_state, require_memory, scan_features
 from mal.models.heads import TaskModel
 
 
@@ -26,16 +24,18 @@ class TypiClust(Method):
         """features: of M, of length 1, (N, d); centres: of the labelled, (M, d)."""
         return scan_features(self.setting, model, unit=True)
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """By method.max_clusters, method.neighbours and method.smallest, the size below which clusters come last."""
         method = self.setting.config.method
-        return typiclust(
-            scores["features"],
-            scores["centres"],
-            budget,
-            seed=random_state(self.setting, "clusters"),
-            max_clusters=method["max_clusters"],
-            neighbours=method["neighbours"],
-            smallest=method["smallest"],
-            progress=count_picks(self.setting, budget),
+        return self.setting.query(
+            positions=typiclust(
+                scores["features"],
+                scores["centres"],
+                budget,
+                seed=random_state(self.setting, "clusters"),
+                max_clusters=method["max_clusters"],
+                neighbours=method["neighbours"],
+                smallest=method["smallest"],
+                progress=self.setting.count_picks(budget),
+            )
         )

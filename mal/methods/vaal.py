@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mal.acquisition.ranking import top_b
-from mal.methods.base import METHODS, Method, Scores, Setting
-from mal.methods.common import queries
+from mal.methods.base import METHODS, Method, Query, Scores, Setting
 from mal.minimax import discriminator_loss
 from mal.models.heads import Discriminator, TaskModel
 from mal.models.vae import LARGEST_STRIDE_2, VAE
@@ -87,10 +85,9 @@ class VAALObjective:
 
 def build_objective(setting: Setting) -> VAALObjective:
     """VAE and D for the images as the networks see them, initialised from (seed, round)."""
-    config, device = setting.config, setting.trainer.device
-    side = max(setting.scanner.augmentation.evaluate(setting.loader.load(setting.labelled[:1]).images).shape[-2:])
+    config, device, side = setting.config, setting.device, setting.image_size
     latent = config.method["latent"] or latent_size(side, config.dataset.task)
-    setting.trainer.seed(PHASE, "networks")
+    setting.seed_networks(PHASE)
     vae = VAE(config.dataset.channels, side, latent, config.method["width"])
     discriminator = Discriminator(latent, HIDDEN_UNITS)
     place = partial(device.place, channels_last=False)
@@ -112,7 +109,7 @@ class VAAL(Method):
 
     def fit(self) -> None:
         """Train the VAE and D on both pools, unless the round is the last and asks nothing of them."""
-        if not queries(self.setting):
+        if not self.setting.has_query:
             return
         setting, method = self.setting, self.setting.config.method
         labelled, unlabelled = setting.labelled, setting.unlabelled
@@ -121,20 +118,20 @@ class VAAL(Method):
         streams |= {f"unlabelled_{turn}": unlabelled for turn in range(method["vae_steps"])}
         pool, batch = len(labelled) + len(unlabelled), method["batch"]
         steps = steps_of(method["epochs"], method["epoch_of"], pool, len(labelled), batch)
-        setting.trainer.run(PHASE, self.objective, streams, batch, steps)
+        setting.train(PHASE, self.objective, streams, batch, steps)
 
     def score(self, model: TaskModel) -> Scores:
         """labelledness: D's logit of the code's mean, which does not saturate as its probability does, (N,)."""
         return self.setting.scan(self._labelledness, self.objective.vae, self.objective.discriminator)
 
-    def select(self, scores: Scores, budget: int) -> np.ndarray:
+    def select(self, scores: Scores, budget: int) -> Query:
         """Lowest first, ties by lowest index."""
-        return top_b(-scores["labelledness"], budget)
+        return self.setting.query(positions=top_b(-scores["labelledness"], budget))
 
     def diagnostics(self, scores: Scores) -> dict[str, float]:
         """D's certainty of both pools."""
         setting, modules = self.setting, (self.objective.vae, self.objective.discriminator)
-        labelled = setting.scanner.scan("diagnose", setting.loader, setting.labelled, self._labelledness, *modules)
+        labelled = setting.scan_labelled(self._labelledness, *modules, phase="diagnose")
         return discriminator_signals(labelled["labelledness"], scores["labelledness"], 0.0)
 
     def _labelledness(self, images: Tensor) -> dict[str, Tensor]:

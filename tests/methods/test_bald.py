@@ -57,12 +57,12 @@ def test_one_pass_of_the_backbone_gives_what_25_full_passes_give(tmp_path):
     calls = []
     model.backbone.register_forward_hook(lambda *_: calls.append(1))
     scores = method.score(model)["bald"]
-    batches = -(-len(at.unlabelled) // at.scanner.batch)
+    batches = -(-len(at.unlabelled) // at._scanner.batch)
     assert len(calls) == batches
     expected = mutual_information(full_passes(model, images(at, at.unlabelled), method.masks(model)))
     assert expected.max() > 0.1
     np.testing.assert_allclose(scores, expected, atol=2e-5)
-    assert set(method.select({"bald": scores}, 30)) == set(top_b(expected, 30))
+    assert set(method.select({"bald": scores}, 30).positions) == set(top_b(expected, 30))
 
 
 def test_masks_are_those_of_dropout(tmp_path):
@@ -89,14 +89,14 @@ def test_the_pool_leaves_the_network_as_it_was(tmp_path):
     before = copy.deepcopy(model.state_dict())
     first = method.score(model)["bald"]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    at.scanner.batch = 100
+    at._scanner.batch = 100
     np.testing.assert_allclose(method.score(model)["bald"], first, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "share"), [("bald", 0.5), ("entropy", 0.0)])
 def test_the_task_model_is_trained_with_the_methods_dropout(tmp_path, name, share):
     at = setting(tmp_path, name)
-    model = train_task_model(at.config, at.trainer, at.labelled, 1347, None, None)
+    model = train_task_model(at.config, at._trainer, at.labelled, 1347, None, None)
     assert model.dropout.p == share
     assert list(model.head.state_dict()) == ["weight", "bias"]
     assert not list(model.dropout.parameters())
@@ -105,12 +105,12 @@ def test_the_task_model_is_trained_with_the_methods_dropout(tmp_path, name, shar
 def test_power_bald_is_a_draw_that_becomes_the_top(tmp_path):
     at = setting(tmp_path / "a", "power_bald", "method.beta=1")
     scores = build(at).score(task_model(at))
-    drawn = build(at).select(scores, 30)
-    assert np.array_equal(drawn, build(at).select(scores, 30))
+    drawn = build(at).select(scores, 30).positions
+    assert np.array_equal(drawn, build(at).select(scores, 30).positions)
     top = top_b(scores["bald"], 30)
     assert set(drawn) != set(top)
     near = setting(tmp_path / "b", "power_bald", "method.beta=100000000")
-    assert np.array_equal(build(near).select(scores, 30), top)
+    assert np.array_equal(build(near).select(scores, 30).positions, top)
 
 
 def test_batchbald_looks_at_the_highest_bald_and_fills_up_by_it(tmp_path):
@@ -122,12 +122,12 @@ def test_batchbald_looks_at_the_highest_bald_and_fills_up_by_it(tmp_path):
     pictures = images(at, at.unlabelled[scores["candidates"]])
     expected = full_passes(model, pictures, method.masks(model)).transpose(1, 0, 2)
     np.testing.assert_allclose(scores["probabilities"], expected, atol=2e-5)
-    picks = method.select(scores, 30)
+    picks = method.select(scores, 30).positions
     assert len(np.unique(picks)) == 30
     assert set(picks[:20]) == set(scores["candidates"])
     assert picks[0] == top_b(scores["bald"], 1)[0]
     assert set(picks) == set(top_b(scores["bald"], 30))
-    few = method.select(scores, 5)
+    few = method.select(scores, 5).positions
     assert len(np.unique(few)) == 5
     assert set(few) <= set(scores["candidates"])
 

@@ -30,7 +30,7 @@ def test_centres_are_the_labelled_set(tmp_path):
         with torch.no_grad():
             expected = model.backbone(images(at, indices)).numpy()
         np.testing.assert_allclose(scores[name], expected, atol=1e-5)
-    picks = method.select(scores, 20)
+    picks = method.select(scores, 20).positions
     assert picks.tolist() == plain_greedy(scores["features"], scores["centres"], 20)
     assert picks.tolist() != plain_greedy(scores["features"], scores["centres"][:1], 20)
 

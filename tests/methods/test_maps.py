@@ -13,7 +13,7 @@ from torch import Tensor
 from mal.data.dataset import load
 from mal.methods import Setting
 from mal.methods.bald import predict
-from mal.methods.common import of_images, predictive_entropy
+from mal.methods.common import mean_over_pixels, predictive_entropy
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
 from mal.process.device import prepare_device
@@ -32,7 +32,7 @@ def setting_of(folder: Path, method: str, *overrides: str) -> Setting:
     dataset = load(config.dataset, Path("nowhere"), 0)
     rounds = Rounds(folder, config, dataset, prepare_device(config), interrupt)
     progress = Progress(run_folder.round_folder(folder, 0), 0, interrupt)
-    return rounds._setting(0, rounds.ledger.state(0), run_folder.round_folder(folder, 0), progress)
+    return rounds._open(0, rounds.ledger.state(0), run_folder.round_folder(folder, 0), progress)[0]
 
 
 def task_model(setting: Setting) -> TaskModel:
@@ -47,7 +47,7 @@ def task_model(setting: Setting) -> TaskModel:
 
 
 def images(setting: Setting) -> Tensor:
-    return setting.scanner.augmentation.evaluate(setting.loader.load(setting.unlabelled).images)
+    return setting._scanner.augmentation.evaluate(setting._loader.load(setting.unlabelled).images)
 
 
 def columns(logits: Tensor) -> Iterator[tuple[int, list[float]]]:
@@ -84,7 +84,7 @@ def test_uncertainty_is_its_mean_over_the_pixels(tmp_path: Path, method: str) ->
 
 def test_of_images_leaves_predictions_of_images_as_they_are() -> None:
     logits = torch.randn(5, 4, dtype=torch.float64)
-    assert torch.equal(of_images(lambda rows: rows.amax(dim=1), logits), logits.amax(dim=1))
+    assert torch.equal(mean_over_pixels(lambda rows: rows.amax(dim=1), logits), logits.amax(dim=1))
     assert predictive_entropy(logits).shape == (5,)
 
 
@@ -121,7 +121,7 @@ def test_features_are_means_over_positions(tmp_path: Path, method: str) -> None:
         expected = F.normalize(expected, dim=1)
     assert scores["features"] == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-6)
     assert scores["centres"].shape == (8, 8)
-    assert len(set(build(setting).select(scores, 8).tolist())) == 8
+    assert len(set(build(setting).select(scores, 8).positions.tolist())) == 8
 
 
 def test_mal_scores_images_by_cs_mean_entropy_and_by_d(tmp_path: Path) -> None:
@@ -138,12 +138,12 @@ def test_mal_scores_images_by_cs_mean_entropy_and_by_d(tmp_path: Path) -> None:
     p = logits.softmax(1)
     assert scores["entropy"] == pytest.approx(-(p * p.log()).sum(1).mean(dim=(1, 2)).numpy(), rel=1e-3)
     assert scores["labelledness"] == pytest.approx(labelledness.numpy(), rel=1e-3)
-    assert len(set(method.select(scores, 8).tolist())) == 8
+    assert len(set(method.select(scores, 8).positions.tolist())) == 8
 
 
 def test_a_method_sees_the_maps_that_were_bought_and_no_others(tmp_path: Path) -> None:
     setting = setting_of(tmp_path, "entropy")
     dataset = load(setting.config.dataset, Path("nowhere"), 0)
-    everything = setting.loader.load(np.arange(40)).labels.numpy()
+    everything = setting._loader.load(np.arange(40)).labels.numpy()
     assert np.array_equal(everything[setting.labelled], dataset.train.labels[setting.labelled])
     assert (everything[setting.unlabelled] == 255).all()

@@ -1,7 +1,5 @@
 """Every method on the same pool, the ablations, the ensemble, the keys of methods, presets, the page on adding one."""
 
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +9,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mal.config.checks import CONF, choices
+from mal.config.checks import CONF, choices, method_ranges
 from mal.config.compose import compose_sweep
-from mal.config.method_keys import CHOICES, NUMBERS
 from mal.methods import METHODS
 from mal.methods.mal import RULES
-from tests.method_settings import build, chain, images, setting, task_model
+from tests import pages
+from tests.method_settings import OURS, build, chain, images, setting, task_model
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -43,16 +41,16 @@ def test_a_query_is_distinct_positions_and_the_same_again(tmp_path, name):
         method, model = build(at), task_model(at)
         method.fit()
         scores = method.score(model)
-        query = method.select(scores, 30)
+        query = method.select(scores, 30).positions
         assert query.dtype == np.int64
         assert len(np.unique(query)) == len(query) == 30
         assert query.min() >= 0
         assert query.max() < len(at.unlabelled)
-        assert len(method.select(scores, 1)) == 1
+        assert len(method.select(scores, 1).positions) == 1
         queries.append(query)
     assert np.array_equal(*queries)
     rest = len(at.unlabelled)
-    assert np.array_equal(np.sort(method.select(scores, rest)), np.arange(rest))
+    assert np.array_equal(np.sort(method.select(scores, rest).positions), np.arange(rest))
 
 
 def test_every_acquisition_has_a_file_and_a_yaml_of_its_name(every):
@@ -75,7 +73,7 @@ def test_uncertainty_is_its_definition(tmp_path, name):
     }[name]
     (scores,) = method.score(model).values()
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    assert method.select({**method.score(model)}, 1)[0] == expected.argmax()
+    assert method.select({**method.score(model)}, 1).positions[0] == expected.argmax()
 
 
 def test_badge_scores_are_the_factors_of_the_gradients(tmp_path):
@@ -102,7 +100,7 @@ def test_ensemble_members_differ_and_are_phases_of_their_own(tmp_path):
     at = setting(tmp_path, "ensemble", "method.members=3", "task.epochs=2")
     method = build(at)
     method.fit()
-    assert list(at.trainer.history) == ["ensemble-1", "ensemble-2"]
+    assert list(at._trainer.history) == ["ensemble-1", "ensemble-2"]
     assert not torch.equal(method.members[0].head.weight, method.members[1].head.weight)
     model = task_model(at)
     scores = method.score(model)
@@ -113,11 +111,11 @@ def test_ensemble_members_differ_and_are_phases_of_their_own(tmp_path):
     mean = p.mean(axis=0)
     np.testing.assert_allclose(scores["entropy"], -(mean * np.log(mean)).sum(axis=1), atol=1e-5)
     ratio = np.array([1 - np.bincount(v).max() / 3 for v in votes.T])
-    query = method.select(scores, 40)
+    query = method.select(scores, 40).positions
     assert np.all(np.diff(ratio[query]) <= 1e-12)
     assert ratio[query].min() >= np.sort(ratio)[-40] - 1e-12
     at.config.method["measure"] = "mutual_information"
-    assert method.select(scores, 1)[0] == scores["mutual_information"].argmax()
+    assert method.select(scores, 1).positions[0] == scores["mutual_information"].argmax()
 
 
 def test_the_ensemble_starts_from_f_where_the_task_model_does(tmp_path):
@@ -132,7 +130,7 @@ def test_the_ensemble_starts_from_f_where_the_task_model_does(tmp_path):
 def test_the_last_round_trains_no_members(tmp_path):
     at = setting(tmp_path, "ensemble", "rounds=1")
     build(at).fit()
-    assert at.trainer.history == {}
+    assert at._trainer.history == {}
 
 
 def test_ablations_are_those_of_figure_5():
@@ -155,7 +153,7 @@ def test_without_the_discriminator_f_and_its_entropy_are_the_same(tmp_path):
         at = setting(tmp_path / name, name, "minimax.epochs=0.3")
         method = build(at)
         method.fit()
-        queries.append(method.select(method.score(task_model(at)), 30))
+        queries.append(method.select(method.score(task_model(at)), 30).positions)
     assert np.array_equal(*queries)
 
 
@@ -206,10 +204,10 @@ def test_one_name_for_several_methods_is_refused():
     )
 
 
-def test_tables_of_keys_name_keys_that_exist(every):
-    keys = {key for chain in every.values() for key in chain.method}
-    assert set(CHOICES) | set(NUMBERS) == keys - {"name", "acquisition"}
-    assert set(CHOICES["query"]) == {*RULES.names(), "random"}
+def test_ranges_name_keys_that_exist(every):
+    for method, composed in every.items():
+        assert method_ranges(composed.method["acquisition"]).keys() <= composed.method.keys(), method
+    assert set(method_ranges("mal")["query"]) == {*RULES.names(), "random"}
 
 
 def test_methods_are_checked_without_torch():
@@ -246,38 +244,40 @@ def test_presets_are_the_papers_experiments(name, dataset, backbone, seeds, meth
 
 def test_the_preset_of_all_methods_leaves_none_out():
     methods = OmegaConf.load(CONF / "experiment" / "digits_all.yaml").methods
-    assert set(methods) == set(choices("method")) - {"vaal"}
+    assert set(methods) == set(OURS) - {"vaal"}
+    assert set(OURS) <= set(choices("method"))
 
 
 # ------------------------------------------------------------------------------------------------ documentation
 
 
+@pytest.mark.slow
 def test_the_page_on_adding_a_method_does_what_it_says(tmp_path):
-    page = (ROOT / "docs" / "add-a-method.md").read_text()
-    blocks = re.findall(r"```(python|yaml|sh)\n(.*?)```", page, flags=re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["python", "yaml", "python", "sh"]
-    method, settings, line, command = (text for _, text in blocks)
-    assert len([code for code in method.splitlines() if code.strip()]) <= 20
-    for package in ("mal", "sweeps"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (_, method), (_, settings), (_, line), (_, command) = pages.blocks("add-a-method")
+    assert len([code for code in method.splitlines() if code.strip()]) <= 30
+    pages.copy_checkout(tmp_path)
     (tmp_path / "mal/methods/information_density.py").write_text(method)
     (tmp_path / "mal/conf/method/information_density.yaml").write_text(settings)
-    with (tmp_path / "mal/methods/__init__.py").open("a") as module:
-        module.write(line)
-    words = command.replace(
-        "methods=[information_density,random] seeds=3", "methods=[information_density] seeds=1"
-    ).split()
+    words = command.replace("random] seeds=3", "random] seeds=1").split()[1:]
     quick = ["rounds=2", "task.epochs=1", "backbone.width=4", "device=cpu", "cluster=local", "method.power=2"]
-    result = subprocess.run(
-        [sys.executable, *words[1:], *quick], cwd=tmp_path, env=_here(tmp_path), capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    with pytest.raises(AssertionError, match=r"does not import it.*from mal\.methods import information_density"):
+        pages.run(tmp_path, *words, *quick)
+    package = tmp_path / "mal/methods/__init__.py"
+    name = line.split()[-1]
+    listed = package.read_text().replace("    entropy,", f"    entropy,\n    {name},", 1)
+    package.write_text(listed.replace('    "entropy",', f'    "entropy",\n    "{name}",', 1))
+    pages.run(tmp_path, *words, *quick)
     query = np.load(tmp_path / "runs/digits/information_density/seed-0/round-0/query.npy")
     assert len(np.unique(query)) == 30
-    assert not (tmp_path / "mal/methods/__init__.py").samefile(ROOT / "mal/methods/__init__.py")
-
-
-def _here(folder: Path) -> dict[str, str]:
-    import os
-
-    return os.environ | {"PYTHONPATH": str(folder)}
+    with pytest.raises(AssertionError, match=r"method\.power=-1 is out of range: it must be a number from 0"):
+        pages.run(tmp_path, *words, "name=other", "method.power=-1")
+    with pytest.raises(AssertionError, match=r"information_density is not defined for dataset\.task=segmentation"):
+        pages.run(tmp_path, *words, "dataset=digit_scenes")
+    pages.check(
+        tmp_path,
+        "tests/config/test_task_keys.py",
+        "tests/test_layers.py",
+        "tests/methods/test_others.py",
+        "-k",
+        "not page",
+    )

@@ -128,7 +128,7 @@ def test_the_query_is_the_lowest_of_d(tmp_path):
     method.fit()
     scores = method.score(task_model(at))
     assert scores["labelledness"].shape == (len(at.unlabelled),)
-    picks = method.select(scores, 30)
+    picks = method.select(scores, 30).positions
     rest = np.delete(scores["labelledness"], picks)
     assert scores["labelledness"][picks].max() <= rest.min()
     assert np.array_equal(method.score(task_model(at, seed=1))["labelledness"], scores["labelledness"])
@@ -145,7 +145,7 @@ def test_an_interrupted_training_equals_an_undisturbed_one(tmp_path, monkeypatch
     def stopping(self, *arguments):
         done.append(1)
         if len(done) == 4:
-            first.setting.trainer.progress.interrupt.cause = "a test"
+            first.setting._trainer.progress.interrupt.cause = "a test"
         return step(self, *arguments)
 
     monkeypatch.setattr(VAALObjective, "step", stopping)
@@ -158,7 +158,7 @@ def test_an_interrupted_training_equals_an_undisturbed_one(tmp_path, monkeypatch
     for name, module in undisturbed.objective.modules.items():
         for key, value in module.state_dict().items():
             assert torch.equal(value, second.objective.modules[name].state_dict()[key]), key
-    assert undisturbed.setting.trainer.history == second.setting.trainer.history
+    assert undisturbed.setting._trainer.history == second.setting._trainer.history
     scores = [method.score(task_model(method.setting))["labelledness"] for method in (undisturbed, second)]
     assert np.array_equal(*scores)
 
@@ -166,4 +166,4 @@ def test_an_interrupted_training_equals_an_undisturbed_one(tmp_path, monkeypatch
 def test_the_last_round_trains_nothing_for_a_query(tmp_path):
     at = setting(tmp_path, "vaal", "rounds=1")
     build(at).fit()
-    assert at.trainer.history == {}
+    assert at._trainer.history == {}
