@@ -7,10 +7,12 @@ architectures take. Initialisation is Xavier's, as the paper's (Section 4.1, Imp
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 from mal.config.registry import Registry
 
@@ -40,6 +42,12 @@ def xavier(module: Network) -> Network:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return module
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
+    """Computes in the tensors' own precision, also where a chain computes in bf16; a meta tensor has no autocast."""
+    kind = tensor.device.type
+    return torch.autocast(kind, torch.bfloat16, enabled=False) if is_autocast_available(kind) else nullcontext()
 
 
 class SmallCNN(nn.Module):
@@ -86,11 +94,12 @@ class AveragePool(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d, h, w) to (B, d, size, size)."""
-        rows, columns = (self._weights(features.shape[axis], features) for axis in (-2, -1))
-        return rows @ features @ columns.T
+        with without_autocast(features):  # a third has 8 bits in bf16
+            rows, columns = (self._weights(features.shape[axis], features) for axis in (-2, -1))
+            return (rows @ features.to(rows.dtype) @ columns.T).to(features.dtype)
 
     def _weights(self, length: int, like: Tensor) -> Tensor:
-        weights = torch.zeros(self.size, length, dtype=like.dtype)
+        weights = torch.zeros(self.size, length, dtype=torch.promote_types(like.dtype, torch.float32))
         for cell in range(self.size):
             first, last = cell * length // self.size, -(-(cell + 1) * length // self.size)
             weights[cell, first:last] = 1 / (last - first)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mal.models.backbones import xavier
+from mal.models.backbones import without_autocast, xavier
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -42,11 +42,13 @@ class Upsampling(nn.Module):
         self.factor = factor
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, K, h, w) to (B, K, s h, s w), channels_last."""
-        rows, columns = (self._weights(length, maps) for length in maps.shape[-2:])
-        wide_BhWK = columns @ maps.permute(0, 2, 3, 1)
-        tall_BHWK = (rows @ wide_BhWK.flatten(2)).unflatten(2, wide_BhWK.shape[2:])
-        return tall_BHWK.permute(0, 3, 1, 2)
+        """(B, K, h, w) to (B, K, s h, s w), channels_last; float32 for bf16, which cannot hold positions of pixels."""
+        with without_autocast(maps):
+            maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+            rows, columns = (self._weights(length, maps) for length in maps.shape[-2:])
+            wide_BhWK = columns @ maps.permute(0, 2, 3, 1)
+            tall_BHWK = (rows @ wide_BhWK.flatten(2)).unflatten(2, wide_BhWK.shape[2:])
+            return tall_BHWK.permute(0, 3, 1, 2)
 
     def _weights(self, length: int, like: Tensor) -> Tensor:
         large = (torch.arange(self.factor * length, dtype=like.dtype, device=like.device) + 0.5) / self.factor

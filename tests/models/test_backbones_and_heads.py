@@ -105,6 +105,16 @@ def test_average_pool_is_adaptive_average_pooling_forward_and_backward(height: i
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize(("side", "size"), [(7, 7), (20, 7), (15, 4), (2, 7)])
+def test_average_pool_of_features_in_bf16_rounds_once(side: int, size: int) -> None:
+    features = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = AveragePool(size)(features)
+    assert found.dtype == torch.bfloat16
+    exact = nn.functional.adaptive_avg_pool2d(features.double(), size)
+    assert ((found.double() - exact).abs() <= exact * 2**-8).all()
+
+
 # ------------------------------------------------------------------------- initialisation
 
 

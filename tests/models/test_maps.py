@@ -141,6 +141,23 @@ def test_enlargement_is_drns_transposed_convolution_forward_and_backward(factor:
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize(("factor", "side"), [(8, 12), (8, 28), (8, 64), (4, 56), (3, 50)])
+def test_enlargement_of_maps_in_bf16_is_as_bilinear_as_in_float32(factor: int, side: int) -> None:
+    maps = noise(2, 5, side, side).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Upsampling(factor)(maps)
+    torch.testing.assert_close(found.double(), Upsampling(factor)(maps.double()), rtol=1e-4, atol=1e-5)
+
+
+def test_logits_in_bf16_are_those_of_float32_to_the_rounding_of_the_convolution() -> None:
+    torch.manual_seed(0)
+    head, features = PixelHead(16, 5, 8), torch.randn(1, 16, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = head(features).float()
+    exact = head(features).detach()
+    assert (rounded - exact).abs().mean() < 0.005 * exact.abs().mean()
+
+
 def test_enlargement_is_bilinear_inside() -> None:
     maps = noise(1, 2, 6, 6)
     expected = F.interpolate(maps, scale_factor=4, mode="bilinear", align_corners=False)
