@@ -31,7 +31,7 @@ from mal.process.faults import Fault, Misplaced, fault_of
 from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
 from mal.run import folder as run_folder
 from mal.run.code_copy import code_hash
-from mal.run.heartbeat import now, read_progress
+from mal.run.heartbeat import Progress, now, read_progress
 from mal.run.lock import hold, is_held
 
 EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY, EXIT_PLACE = 0, 1, 76, 77, 78
@@ -123,7 +123,7 @@ def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt, g
         rounds = None
         while (number := committed()) < target:
             interrupt.check()
-            rounds = rounds or _prepare(chain, config, interrupt, gpus)
+            rounds = rounds or _prepare(chain, config, number, interrupt, gpus)
             rounds.run(number)
     except (Interrupted, RoundFailed):
         raise
@@ -154,9 +154,9 @@ def _clear_up(chain: Path) -> None:
             run_folder.drop_working_state(folder)
 
 
-def _prepare(chain: Path, config: Chain, interrupt: Interrupt, gpus: int) -> Any:
+def _prepare(chain: Path, config: Chain, number: int, interrupt: Interrupt, gpus: int) -> Any:
+    """What all rounds share, for the first of them, `number`, whose heartbeat begins here."""
     # Imported here, so that a job whose work is done leaves without loading torch.
-    from mal.data.dataset import load
     from mal.process.device import prepare_device
     from mal.round import Rounds
 
@@ -166,12 +166,23 @@ def _prepare(chain: Path, config: Chain, interrupt: Interrupt, gpus: int) -> Any
             f"the job asked for {gpus} GPUs on each node, and torch finds none on {socket.gethostname()}: no driver, a "
             "broken device, or a torch for CPUs only. device=cpu or cluster.gpus_per_node=0 compute without."
         )
+    progress = Progress(run_folder.round_folder(chain, number), number, interrupt)
     try:
-        dataset = load(config.dataset, Path(config.data), config.seed, config.loader)
+        dataset = _load(config)
+        interrupt.world.same("The kind of device and the data", f"{device.torch}, pool {dataset.digest[:12]}")
+        return Rounds(chain, config, dataset, device, interrupt, progress)
+    finally:
+        if interrupt.cause:
+            progress.leave(interrupt.cause)
+
+
+def _load(config: Chain) -> Any:
+    from mal.data.dataset import load
+
+    try:
+        return load(config.dataset, Path(config.data), config.seed, config.loader)
     except ValueError as error:  # the launch has read the same data, elsewhere
         raise Misplaced(f"the data are not as they were at the launch: {error}") from error
-    interrupt.world.same("The kind of device and the data", f"{device.torch}, pool {dataset.digest[:12]}")
-    return Rounds(chain, config, dataset, device, interrupt)
 
 
 def _refuse_failed(chain: Path) -> None:

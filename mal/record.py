@@ -25,7 +25,7 @@ from mal.methods import Setting
 from mal.methods.common import pixel_entropy
 from mal.models.heads import TaskModel, pooled
 from mal.process.device import Device
-from mal.process.memory import peak_device_mib, peak_host_mib
+from mal.process.memory import peak_device_mib, peak_host_mib, reserved_device_mib
 from mal.run import folder as run_folder
 from mal.run.code_copy import code_hash, git_state
 from mal.run.heartbeat import Progress, now
@@ -144,6 +144,7 @@ class Recorder:
             "expected_device_mib": self.expected.device if self.expected.cuda else None,
             "peak_host_mib": peak_host_mib(),
             "peak_device_mib": peak_device_mib(self.device.torch),
+            "reserved_device_mib": reserved_device_mib(self.device.torch),
             "started": progress.started,
             "finished": now(),
         }

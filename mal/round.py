@@ -21,7 +21,8 @@ from torch import nn
 from mal.config.schema import Chain
 from mal.data.augment import Augmentation, build_augmentation
 from mal.data.dataset import Dataset
-from mal.data.loader import build_loader, count_workers, visible_labels
+from mal.data.image_set import Note
+from mal.data.loader import build_loader, count_workers, require_memory, visible_labels
 from mal.data.pixel_statistics import pixel_statistics
 from mal.methods import METHODS, Method, Query, Setting
 from mal.models.heads import TaskModel
@@ -43,18 +44,33 @@ log = logging.getLogger(__name__)
 class Rounds:
     """Runs the rounds of one chain in this process; the dataset is read and put on the device once."""
 
-    def __init__(self, chain: Path, config: Chain, dataset: Dataset, device: Device, interrupt: Interrupt) -> None:
+    def __init__(
+        self,
+        chain: Path,
+        config: Chain,
+        dataset: Dataset,
+        device: Device,
+        interrupt: Interrupt,
+        progress: Progress | None = None,
+    ) -> None:
+        """progress: the heartbeat of the first round to run, where it has begun."""
         self.chain, self.config, self.dataset, self.device = chain, config, dataset, device
+        self.begun = progress
         self.interrupt, self.segmentation = interrupt, config.dataset.task == "segmentation"
         initial = initial_labelled(dataset.pool, config.initial, config.dataset.name, config.seed)
         self.ledger = Ledger(chain, dataset.pool, dataset.digest, initial, config.budget, config.fingerprint())
-        mean, std = pixel_statistics(dataset, interrupt.check)
+        if config.loader == "memory":
+            require_memory((dataset.train, dataset.test), device.torch)
+        # By one process for all: the others would wait for its lock, and it for them where it asks whether to stop.
+        note = self._note("pixel statistics", len(dataset.pool))
+        mean, std = device.world.once(lambda: pixel_statistics(dataset, note))
         self.augmentation: Augmentation = build_augmentation(config.dataset, mean, std, device.torch)
         nothing = visible_labels(len(dataset.train), np.empty(0, np.int64), np.empty(0, np.int64))
         workers = count_workers(config.workers, config.threads)
-        self.images = build_loader(config.loader, dataset.train, nothing, device.torch, workers)
+        note = self._note("read images", len(dataset.train))
+        self.images = build_loader(config.loader, dataset.train, nothing, device.torch, workers, note)
         self.test_labels = dataset.test.labels[np.arange(len(dataset.test))]
-        self.test = build_loader(config.loader, dataset.test, self.test_labels, device.torch, workers)
+        self.test = build_loader(config.loader, dataset.test, self.test_labels, device.torch, workers, note)
         expected = footprint(config, device.torch.type == "cuda")
         log.info("memory of a round: %s", expected)
         self.recorder = Recorder(chain, config, dataset, device, expected)
@@ -67,7 +83,7 @@ class Rounds:
         folder = run_folder.round_folder(self.chain, number)
         world = self.device.world
         state = world.once(lambda: self.ledger.state(number))
-        progress = Progress(folder, number, self.interrupt)
+        progress, self.begun = self.begun or Progress(folder, number, self.interrupt), None
         try:
             setting, trainer, scanner = self._open(number, state, folder, progress)
             method = METHODS[self.config.method["acquisition"]](setting)
@@ -86,6 +102,19 @@ class Rounds:
                 progress.leave(self.interrupt.cause)
         outcome = Outcome(number, state, model, evaluation, signals, query, kept, trainer.history, progress)
         world.once(lambda: run_folder.commit(folder, self.recorder.files(outcome)))
+
+    def _note(self, phase: str, steps: int) -> Note:
+        """Beats the heart while images are decoded, and leaves where a stop is asked for."""
+        progress = self.begun
+        if progress is not None:
+            progress.phase(phase, steps)
+
+        def note(done: int, total: int) -> None:
+            if progress is not None:
+                progress.at(done)
+            self.interrupt.check()
+
+        return note
 
     def _open(self, number: int, state: State, folder: Path, progress: Progress) -> tuple[Setting, Trainer, Scanner]:
         """What a method sees of the round, and the two that it trains and scans with."""

@@ -81,7 +81,7 @@ def launch(sweep: Sweep) -> int:
 
         return launch_on_slurm(sweep)
     from mal.run.code_copy import keep_code
-    from sweeps.local import run_local, worker_count
+    from sweeps.local import memory_of, run_local, worker_count
     from sweeps.plan import check_data, freeze, reconcile, share_threads
     from sweeps.table import Board
 
@@ -90,9 +90,9 @@ def launch(sweep: Sweep) -> int:
     wanted = sweep.cluster["workers"]
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0:
         raise ValueError(f"cluster.workers={wanted} must be a whole number from 0 (0: as many as the machine carries).")
-    workers = worker_count(wanted, len(to_run))
+    workers = worker_count(wanted, to_run)
     share_threads(plans, workers)
-    check_data(plans, sweep.dry_run)
+    check_data(plans, *memory_of(to_run), dry_run=sweep.dry_run)
     for plan in plans:
         print(plan.line())
     rounds = sum(plan.target - plan.committed for plan in to_run)

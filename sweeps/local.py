@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mal.chain import EXIT_DONE, EXIT_LOCKED, read_failure
 from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt
+from mal.process.memory import available_memory
 from mal.process.start import last_lines, start_chain
 from mal.run import folder as run_folder
 from mal.run.code_copy import code_variables
+from sweeps.gpus import chains_on_each, free_mib, gpus, measured_mib
 from sweeps.plan import ChainPlan, cores
 from sweeps.table import Board, Row
 
@@ -32,20 +36,25 @@ class Worker:
     log_start: int = field(default=0)
 
 
-def worker_count(wanted: int, chains: int) -> int:
-    """Chains at a time: as asked for, else one a GPU, else one a core; never more than there are chains."""
-    return max(1, min(wanted or len(gpus()) or cores(), chains))
+def worker_count(wanted: int, plans: Sequence[ChainPlan]) -> int:
+    """Chains at a time: as asked for, else as many as the GPUs carry, else one per core; at most as many as there are.
+
+    plans: of the chains to run. A GPU carries one chain until chains of the sweep have told what they take of it.
+    """
+    devices = devices_of(plans)
+    on_each = chains_on_each(free_mib(devices), measured_mib([plan.folder for plan in plans]), cores())
+    return max(1, min(wanted or len(devices) * on_each or cores(), len(plans)))
 
 
-def gpus() -> list[str]:
-    """The GPUs this process may use, by index, without importing torch."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in visible.split(",") if name]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
+def devices_of(plans: Sequence[ChainPlan]) -> list[str]:
+    """The GPUs that chains use: none where all are told to compute on the CPU."""
+    return gpus() if any(plan.config.device != "cpu" for plan in plans) else []
+
+
+def memory_of(plans: Sequence[ChainPlan]) -> tuple[float, float]:
+    """Bytes that the images of a chain may take with loader=memory: of the host's memory, and of a GPU's."""
+    free = free_mib(devices_of(plans))
+    return available_memory(), 2**20 * min(free.values(), default=math.inf)
 
 
 def run_local(plans: list[ChainPlan], workers: int, board: Board, code: Path) -> int:
@@ -58,7 +67,7 @@ def run_local(plans: list[ChainPlan], workers: int, board: Board, code: Path) ->
     rows = [board.add(plan) for plan in plans]
     waiting = deque(row for row in rows if row.plan.to_run)
     running: list[Worker] = []
-    devices = gpus()
+    devices = devices_of(plans)
     with board:
         while (waiting or running) and not interrupt.requested:
             while waiting and len(running) < workers:
@@ -78,7 +87,9 @@ def run_local(plans: list[ChainPlan], workers: int, board: Board, code: Path) ->
 def _start(row: Row, slot: int, devices: list[str], code: Path) -> Worker:
     plan = row.plan
     variables = {"MAL_LAUNCHER": str(os.getpid()), **code_variables(code, os.environ.get("PYTHONPATH", ""))}
-    if devices:
+    if plan.config.device == "cpu":
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    elif devices:
         variables["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     log = plan.folder / run_folder.LOG
     process, start = start_chain(plan.folder, plan.target, log, plan.config.threads, variables)

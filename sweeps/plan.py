@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,6 +23,7 @@ from mal.run.heartbeat import read_progress
 from mal.run.ledger import read_history
 
 MINIMUM_FREE_MIB = 100
+SAY_SECONDS = 30.0  # between two lines of a long pass over files
 
 
 class State(Enum):
@@ -117,21 +121,25 @@ def check_storage(runs: Path) -> None:
         )
 
 
-def check_data(plans: list[ChainPlan], dry_run: bool = False) -> None:
+def check_data(plans: list[ChainPlan], host: float = math.inf, gpu: float = math.inf, *, dry_run: bool = False) -> None:
     """Read the datasets of the chains that will run, as their jobs will, so that a missing or cut file shows now.
 
-    dry_run: what would be refused is said and not raised, so that a plan can be looked at where the data are not.
+    The mean and deviation of the pixels of image files are computed here, once a pool, and kept for all jobs. host,
+    gpu: bytes of memory that the images of a chain may take with loader=memory. dry_run: what would be refused is said
+    and not raised, so that a plan can be looked at where the data are not, and nothing is computed.
     """
     try:
-        _check_data(plans)
+        _check_data(plans, host, gpu, dry_run)
     except ValueError as error:
         if not dry_run:
             raise
         print(f"A launch would be refused: {error}")
 
 
-def _check_data(plans: list[ChainPlan]) -> None:
+def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool) -> None:
     from mal.data.dataset import load
+    from mal.data.image_set import Files, check_size
+    from mal.data.pixel_statistics import pixel_statistics
 
     seen: set[tuple[str, int]] = set()
     for plan in plans:
@@ -140,13 +148,36 @@ def _check_data(plans: list[ChainPlan]) -> None:
         if not plan.to_run or key in seen:
             continue
         seen.add(key)
-        pool = len(load(config.dataset, Path(config.data), config.seed, config.loader).pool)
+        dataset = load(config.dataset, Path(config.data), config.seed, config.loader)
+        pool = len(dataset.pool)
+        if config.loader == "memory":
+            images = len(dataset.train) + len(dataset.test)
+            if isinstance(dataset.train, Files):  # what is in memory already has its place
+                check_size(images, dataset.train.shape, host, "there for a chain")
+            if config.device != "cpu":
+                check_size(images, dataset.train.shape, gpu, "free on the GPU")
         needed = config.initial + (config.rounds - 1) * config.budget
         if needed > pool:
             raise ValueError(
                 f"rounds={config.rounds} with initial={config.initial} and budget={config.budget} needs {needed} "
                 f"labels, but the pool of {config.dataset.name}, seed {config.seed}, has {pool}: lower one of them."
             )
+        if isinstance(dataset.train, Files) and not dry_run and os.access(dataset.data, os.W_OK):
+            pixel_statistics(dataset, _said(f"{config.dataset.name}: mean of the pixels"))
+
+
+def _said(what: str) -> Callable[[int, int], None]:
+    """Says how far a long pass is, now and then."""
+    began = last = time.monotonic()
+
+    def say(done: int, total: int) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last > SAY_SECONDS:
+            last = now
+            left = (now - began) * (total - done) / done
+            print(f"{what}: {done:,} of {total:,} images, {left:.0f} s left", flush=True)
+
+    return say
 
 
 def _plan(sweep: Sweep, config: Chain) -> ChainPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -100,9 +101,16 @@ def _one_launcher(folder: Path) -> FileLock:
     return lock
 
 
+def _memory(profile: Profile) -> float:
+    """Bytes that a process has, where the profile says how much it asks for on a node."""
+    if profile.mem_gb is None:
+        return math.inf
+    return profile.mem_gb * 2**30 / (profile.tasks * profile.pack)
+
+
 def _launch(sweep: Sweep, profile: Profile) -> int:
     plans = _plans(sweep, profile)
-    check_data(plans)
+    check_data(plans, _memory(profile))
     queue, lost = _look(sweep)
     kept = keep_code(sweep.runs / sweep.name)
     submitter = Submitter(sweep.name, sweep.runs, profile, _kept(sweep).with_name(kept.name))
@@ -226,7 +234,7 @@ def _progress(total: int) -> Callable[[int], None]:
 
 def _dry_run(sweep: Sweep, profile: Profile, answers: bool) -> int:
     plans = _plans(sweep, profile)
-    check_data(plans, dry_run=True)
+    check_data(plans, _memory(profile), dry_run=True)
     queue, lost = _look(sweep) if answers else ([], [])
     submitter = Submitter(sweep.name, sweep.runs, profile, _kept(sweep))
     submissions = submitter.missing(_wanted(plans, queue, sweep), queue)

@@ -34,6 +34,7 @@ from mal.run import folder as run_folder
 from mal.run.folder import DamagedRun
 from mal.run.heartbeat import read_progress
 from tests.chains import StopsAt, chain_config, environment, outcome, python, run_chain_process, write_chain
+from tests.made_up_data import write_folders
 
 FILES = {"labeled.npy", "metrics.json", "provenance.json", "history.json", "COMMITTED"}
 
@@ -54,6 +55,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text())
+
+
+def folder_chain(root: Path, *overrides: str) -> Chain:
+    """Of 24 small image files below `root`."""
+    write_folders(root, train=8)
+    folders = [f"dataset.{part}_images={root / part}" for part in ("train", "test")]
+    files = ("dataset=folder", "backbone=small_cnn", "dataset.size=16", "dataset.crop=null", *folders)
+    return chain_config(*files, f"data={root}", "rounds=1", *overrides)
 
 
 # ------------------------------------------------------------------------- what a chain leaves behind
@@ -387,3 +396,36 @@ def test_a_chain_on_another_pool_is_refused(tmp_path: Path) -> None:
     write_chain(tmp_path, replace(config, dataset=replace(config.dataset, pool=500)))
     with pytest.raises(DamagedRun, match="another pool"):
         run_chain(folder, None, Interrupt())
+
+
+# ------------------------------------------------------------------------- long passes before a round's first step
+
+
+@pytest.mark.parametrize(("loader", "phase"), [("torch", "pixel statistics"), ("memory", "read images")])
+def test_passes_over_image_files_show_life_and_can_be_stopped(
+    loader: str, phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mal.data.image_set.BLOCK", 4)
+    monkeypatch.setattr("mal.run.heartbeat.BEAT_SECONDS", 0.0)
+    config = folder_chain(tmp_path, f"loader={loader}", "workers=1", "initial=6")
+    calm, folder = write_chain(tmp_path / "calm", config), write_chain(tmp_path / "stopped", config)
+    told = []
+
+    class Stops(Interrupt):
+        @property
+        def requested(self) -> bool:
+            beat = read_progress(folder / "round-0") or {}
+            told.append((beat.get("phase"), beat.get("step"), beat.get("steps")))
+            self.cause = "a test" if told[-1] == (phase, 8, 24) else self.cause
+            return self.cause is not None
+
+    with pytest.raises(Interrupted):
+        run_chain(folder, None, Stops())
+    assert (phase, 4, 24) in told
+    beat = read_progress(folder / "round-0")
+    assert beat is not None
+    assert (beat["phase"], beat["step"], beat["interrupted"], beat["attempts"]) == (phase, 8, "a test", 1)
+    run_chain(folder, None, Interrupt())
+    run_chain(calm, None, Interrupt())
+    assert outcome(folder) == outcome(calm)
+    assert [read(path / "round-0", "metrics.json")["preemptions"] for path in (calm, folder)] == [0, 1]

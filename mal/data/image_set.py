@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 IGNORED = 255  # the class of pixels that no loss and no metric counts
+BLOCK = 512  # images decoded between two notes
 
 
 @dataclass(frozen=True)
@@ -170,15 +171,43 @@ class Files:
 Readable = Arrays | Files
 
 
-def in_memory(split: Readable) -> Arrays:
+Note = Callable[[int, int], None]
+"""Told now and then how much of a long pass is done, (done, total): beats a heart, says it, or raises to stop."""
+
+
+def no_note(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+def in_memory(split: Readable, note: Note = no_note) -> Arrays:
     """The whole split decoded."""
     if isinstance(split, Arrays):
         return split
     images = np.empty((len(split), *split.shape), dtype=np.uint8)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # Pillow decodes without Python's lock
-        for index, image in enumerate(threads.map(split.read, range(len(split)))):
-            images[index] = image
+    for index, image in enumerate(decoded(split, np.arange(len(split)), note)):
+        images[index] = image
     return Arrays(images, split.labels[np.arange(len(split))])
+
+
+def decoded(split: Readable, indices: np.ndarray, note: Note = no_note) -> Iterator[np.ndarray]:
+    """The images at `indices`, uint8 (C, H, W) each, in their order, by as many threads as there are cores."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # Pillow decodes without Python's lock
+        for first in range(0, len(indices), BLOCK):
+            yield from threads.map(split.read, indices[first : first + BLOCK].tolist())
+            note(min(first + BLOCK, len(indices)), len(indices))
+
+
+def check_size(count: int, shape: tuple[int, ...], limit: float, where: str) -> None:
+    """Refuse loader=memory for `count` images of `shape` (C, H, W) where they take more than `limit` bytes; ValueError.
+
+    where: what those bytes are, e.g. "free on the GPU".
+    """
+    needed = count * int(np.prod(shape))
+    if needed > limit:
+        raise ValueError(
+            f"loader=memory: {count} images of {shape} take {needed / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB are "
+            f"{where}. Use loader=torch, or python -m mal.data.prepare and loader=ffcv."
+        )
 
 
 def hash_arrays(arrays: Iterable[np.ndarray]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mal.data.image_set import IGNORED, Arrays, in_memory
+from mal.data.image_set import IGNORED, Arrays, Note, check_size, in_memory, no_note
 from mal.process.memory import available_memory
 from mal.rng import generator
 
@@ -138,14 +138,17 @@ class MemoryLoader(Loader):
         super().__init__(MemoryReader(images, device), labels, device)
 
 
-def build_loader(kind: str, split: Any, labels: Labels, device: torch.device, workers: int = 1) -> Loader:
+def build_loader(
+    kind: str, split: Any, labels: Labels, device: torch.device, workers: int = 1, note: Note = no_note
+) -> Loader:
     """The loader that the key `loader` names, of the images of a split; labels: those that may be seen.
 
-    workers: processes or threads that read ahead. Raises ValueError where `kind` does not go with what the split is.
+    workers: processes or threads that read ahead; note: told while files are decoded into memory. Raises ValueError
+    where `kind` does not go with what the split is.
     """
     if kind == "memory":
-        _require_memory(split, device)
-        return MemoryLoader(in_memory(split).images, labels, device)
+        require_memory((split,), device)
+        return MemoryLoader(in_memory(split, note).images, labels, device)
     if kind == "torch":
         from mal.data.loader_torch import TorchReader
 
@@ -156,17 +159,14 @@ def build_loader(kind: str, split: Any, labels: Labels, device: torch.device, wo
     return Loader(BetonReader(split.beton, split.shape, device, workers), labels, device)
 
 
-def _require_memory(split: Any, device: torch.device) -> None:
-    """Refuse, before it is read, a split that will not fit."""
-    needed = len(split) * int(np.prod(split.shape))
+def require_memory(splits: Sequence[Any], device: torch.device) -> None:
+    """Refuse, before any of it is read, what will not fit into memory together; ValueError."""
     on_gpu = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory()
-    if (on_gpu or not isinstance(split, Arrays)) and needed > free:
-        raise ValueError(
-            f"loader=memory: {len(split)} images of {split.shape} take {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free{' on the GPU' if on_gpu else ''}. Use loader=torch, or python -m "
-            "mal.data.prepare and loader=ffcv."
-        )
+    # Arrays are in the host's memory already; a GPU gets a copy.
+    splits = [split for split in splits if on_gpu or not isinstance(split, Arrays)]
+    if splits:
+        free = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory()
+        check_size(sum(map(len, splits)), splits[0].shape, free, "free on the GPU" if on_gpu else "free")
 
 
 def count_workers(workers: int, threads: int) -> int:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from mal.data.cache import computed
 from mal.data.dataset import Dataset
-from mal.data.image_set import Arrays, Files, Prepared
-
-SAY_SECONDS = 30
-BLOCK = 512  # images decoded between two looks at whether to stop
-
-log = logging.getLogger(__name__)
+from mal.data.image_set import Arrays, Files, Note, Prepared, decoded, no_note
 
 
 def image_moments(image: np.ndarray) -> np.ndarray:
@@ -27,10 +17,11 @@ def image_moments(image: np.ndarray) -> np.ndarray:
     return np.stack([flat.sum(axis=1), np.einsum("cp,cp->c", flat, flat)], axis=1).astype(np.int64)
 
 
-def pixel_statistics(dataset: Dataset, check: Callable[[], None] = lambda: None) -> tuple[np.ndarray, np.ndarray]:
+def pixel_statistics(dataset: Dataset, note: Note = no_note) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel of the pool's images, scaled to [0, 1]; labels are not needed.
 
-    check: called now and then while image files are decoded, may raise. Those of files are kept in the data folder.
+    note: told how many image files are decoded, of how many. What was found in files is kept in the data folder: the
+    launch, or the first job where that could not write, computes it for all that follow.
     """
     train, pool = dataset.train, dataset.pool
     pixels = train.shape[1] * train.shape[2] * len(pool)
@@ -39,7 +30,7 @@ def pixel_statistics(dataset: Dataset, check: Callable[[], None] = lambda: None)
     if isinstance(train, Arrays):
         return statistics(array_moments(train.images[pool]), pixels)
     name = f"{dataset.spec.name}-moments-{dataset.digest[:12]}"
-    found = computed(dataset.data, name, dataset.digest, lambda: {"moments": _decoded_moments(train, pool, check)})
+    found = computed(dataset.data, name, dataset.digest, lambda: {"moments": _decoded_moments(train, pool, note)})
     return statistics(found["moments"], pixels)
 
 
@@ -50,21 +41,10 @@ def array_moments(images: np.ndarray) -> np.ndarray:
     return np.stack([counts @ values, counts @ values**2], axis=1)
 
 
-def _decoded_moments(files: Files, pool: np.ndarray, check: Callable[[], None]) -> np.ndarray:
-    def moments_of(index: np.int64) -> np.ndarray:
-        return image_moments(files.read(int(index)))
-
+def _decoded_moments(files: Files, pool: np.ndarray, note: Note) -> np.ndarray:
     total = np.zeros((files.shape[0], 2), dtype=np.int64)
-    began = said = time.monotonic()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # Pillow decodes without Python's lock
-        for first in range(0, len(pool), BLOCK):
-            for moments in threads.map(moments_of, pool[first : first + BLOCK]):
-                total += moments
-            check()
-            if (now := time.monotonic()) - said > SAY_SECONDS:
-                done, said = min(first + BLOCK, len(pool)), now
-                left = (now - began) * (len(pool) - done) / done
-                log.info("mean of the pixels: %d of %d images, %.0f s left", done, len(pool), left)
+    for image in decoded(files, pool, note):
+        total += image_moments(image)
     return total
 
 

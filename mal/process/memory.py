@@ -55,6 +55,13 @@ def peak_device_mib(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) // 2**20 if device.type == "cuda" else None
 
 
+def reserved_device_mib(device: torch.device) -> int | None:
+    """The most memory of a GPU that this process has held so far, freed blocks kept for reuse too, in MiB."""
+    import torch
+
+    return torch.cuda.max_memory_reserved(device) // 2**20 if device.type == "cuda" else None
+
+
 def available_memory() -> int:
     """Bytes that this process may still take: the machine's free memory, or what its control group leaves of it."""
     free = int(psutil.virtual_memory().available)

@@ -42,6 +42,7 @@ from tests.chains import (
     python,
     write_chain,
 )
+from tests.made_up_data import write_folders
 
 # A server that has imported all, and forks a process in no time.
 SERVER = multiprocessing.get_context("forkserver")
@@ -300,6 +301,16 @@ def test_the_number_of_processes_does_not_change_what_is_learnt_and_asked(
     assert committed.provenance["world_size"] == size
     assert committed.metrics["gpus"] == 0
     assert not (runs(size) / "round-1" / run_folder.CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("loader", ["torch", "memory"])
+def test_processes_that_read_image_files_do_not_wait_for_each_other(loader: str, tmp_path: Path) -> None:
+    write_folders(tmp_path, train=16)
+    folders = [f"dataset.{part}_images={tmp_path / part}" for part in ("train", "test")]
+    files = ("dataset=folder", "backbone=small_cnn", "dataset.size=16", "dataset.crop=null", "workers=1", *folders)
+    folder = write_chain(tmp_path, chain_config(*files, f"data={tmp_path}", f"loader={loader}", "rounds=1"))
+    assert together(2, run_chain, folder) == [EXIT_DONE] * 2
+    assert len(list((tmp_path / "computed").glob("*.npz"))) == 1
 
 
 def disturbed(folder: Path, rank: int, step: int, what: str) -> None:

@@ -383,7 +383,7 @@ def test_the_mean_of_files_is_that_of_their_pixels_computed_once(tree: Path, mon
     read = Files.read
     monkeypatch.setattr(Files, "read", lambda self, index: (decoded.append(index), read(self, index))[1])
     checked: list[int] = []
-    first = pixel_statistics(dataset, lambda: checked.append(len(decoded)))
+    first = pixel_statistics(dataset, lambda done, total: checked.append(len(decoded)))
     assert sorted(decoded) == dataset.pool.tolist()
     assert checked == [9]
     whole = in_memory(dataset.train).images[dataset.pool]
@@ -411,10 +411,10 @@ def test_stopping_while_files_are_decoded_leaves_nothing(tree: Path, monkeypatch
     class Stop(Exception):
         pass
 
-    def stop() -> None:
+    def stop(done: int, total: int) -> None:
         raise Stop
 
-    monkeypatch.setattr("mal.data.pixel_statistics.BLOCK", 4)
+    monkeypatch.setattr("mal.data.image_set.BLOCK", 4)
     dataset = load(chain(*IMAGENET).dataset, tree, 0)
     with pytest.raises(Stop):
         pixel_statistics(dataset, stop)
