@@ -308,7 +308,8 @@ def test_processes_that_read_image_files_do_not_wait_for_each_other(loader: str,
     write_folders(tmp_path, train=16)
     folders = [f"dataset.{part}_images={tmp_path / part}" for part in ("train", "test")]
     files = ("dataset=folder", "backbone=small_cnn", "dataset.size=16", "dataset.crop=null", "workers=1", *folders)
-    folder = write_chain(tmp_path, chain_config(*files, f"data={tmp_path}", f"loader={loader}", "rounds=1"))
+    keys = (*files, f"data={tmp_path}", f"loader={loader}", "rounds=1")
+    folder = write_chain(tmp_path, chain_config(*keys, method="random"))
     assert together(2, run_chain, folder) == [EXIT_DONE] * 2
     assert len(list((tmp_path / "computed").glob("*.npz"))) == 1
 
