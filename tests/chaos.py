@@ -389,7 +389,7 @@ CASES = {
     ),
     "no_scontrol": Case("preempted, no `scontrol` and no `squeue` on the node", no_scontrol, PLAIN),
     "timeout": Case("time limit, warned by SIGUSR2", timed_out, PLAIN, extra=SHORT),
-    "limit": Case("time limit, deaf to the warning", out_of_time, PLAIN, extra=SHORT),
+    "limit": Case("time limit, the warning ignored", out_of_time, PLAIN, extra=SHORT),
     "hang": Case("hung (frozen) process", hung, PLAIN, extra=("cluster.hang_minutes=0.3",)),
     "requeue": Case("`scontrol requeue`", requeued, PLAIN),
     "scancel": Case("`scancel` of one job of the chain", cancelled, PLAIN),
@@ -426,7 +426,7 @@ class Outcome:
 
 
 HEADER = """\
-| fault | times injected | chains byte-identical | rounds lost | jobs that needed a person | s lost each time |
+| fault | times injected | chains byte-identical | rounds lost | interventions needed | s lost per fault |
 |---|---|---|---|---|---|"""
 
 
@@ -506,7 +506,7 @@ def _cluster(shape: ClusterShape) -> Iterator[LocalSlurm]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; exit status 1 where a chain differs, lost a round, needed a person or was never hit."""
+    """The command line; exit status 1 where a chain differs, lost a round, needed an intervention or was never hit."""
     options = dict(argument.partition("=")[::2] for argument in arguments)
     if unknown := set(options) - {"repeats", "seed", "only", "out"}:
         print(

@@ -90,10 +90,22 @@ def tracked() -> set[str]:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
     assert listed.returncode == 0, listed.stderr
-    found = set()
-    for name in listed.stdout.splitlines():
-        parts = Path(name).parts
-        if (ROOT / name).exists():
-            found |= {parts[0] if len(parts) == 1 else f"{parts[0]}/"}
-            found |= {"/".join(parts[:2]) + ("/" if len(parts) > 2 else "")} if len(parts) > 1 else set()
-    return found
+    names = [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+    upper = {name.split("/", 1)[0] + "/" * ("/" in name) for name in names if not name.startswith(".ci/")}
+    second = {"/".join(name.split("/")[:2]) + "/" * (name.count("/") > 1) for name in names if "/" in name}
+    return upper | {name for name in second if not name.endswith("__init__.py")}
+
+
+def layout() -> set[str]:
+    """What the README's layout names, by path from the root; folders end in a slash."""
+    named: set[str] = set()
+    for entry in (ROOT / "README.md").read_text().partition("## Layout\n")[2].split("\n- "):
+        folder = re.match(r"\*\*(\w+/)\*\*", entry)
+        head = folder[1] if folder else ""
+        named |= {head, *(head + name for name in CODE.findall(entry))} - {""}
+    return named
+
+
+def test_the_layout_names_every_file_and_folder_of_the_two_upper_levels_and_no_other() -> None:
+    assert sorted(tracked() - layout()) == [], "README.md, Layout: give each of them a phrase"
+    assert sorted(layout() - tracked()) == [], "README.md, Layout: they are gone"
