@@ -126,6 +126,7 @@ def check_numbers(chain: Chain) -> None:
     values = flat(asdict(chain))
     at_least = {"seed": 0, "rounds": 1, "initial": 1, "budget": 1, "threads": 0, "minimax.batch": 2, "task.batch": 2}
     at_least |= {"dataset.classes": 2, "dataset.minimum": 1, "dataset.pad_crop": 0, "keep_queries": 0, "workers": 0}
+    at_least |= {"dataset.max_pixels": 1}
     above: tuple[str, ...] = ("minimax.epochs", "minimax.temperature", "minimax.lr_f", "minimax.lr_c", "minimax.lr_d")
     above += ("task.epochs", "task.lr", "checkpoint_minutes", "collective_minutes")
     not_negative = ("minimax.entropy_weight", "minimax.weight_decay", "task.weight_decay", "task.momentum")

@@ -6,6 +6,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "precision": ("fp32", "bf16"),
     "dataset.task": ("classification", "segmentation"),
     "dataset.resize": (None, "square", "stretch"),
+    "dataset.exif": (None, "apply", "ignore"),
     "dataset.prepared": ("raw", "jpg", "mixed"),
     "minimax.epoch_of": ("pool", "labelled"),
     "task.epoch_of": ("pool", "labelled"),

@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mal.config.checks import CONF, TEMPLATE, check_numbers, choices, file_name, method_section, pool_size, validate
+from mal.config.counting import count_images
 from mal.config.frozen import structured
 from mal.config.registry import nearest
 from mal.config.schema import Chain, flat
 from mal.config.tuning import Variants, check_seeds, draw_trials
-from mal.listing import list_classes
 
 GROUPS = ("dataset", "backbone", "method", "cluster", "experiment")
 # What the paper compares for each task, in its order (Section 4, Baselines), as far as a YAML is there.
@@ -60,7 +60,7 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
     if base.tune:
         variants, name = _trials(base, variants, seeds), f"{name}-tuning"
     methods = list(variants)
-    dataset = _counted(base.dataset)
+    dataset = count_images(OmegaConf.to_container(base.dataset, resolve=True))  # type: ignore[arg-type]
     _check_method_overrides(overrides, [variant["method"] for variant in variants.values()])
     sweep = Sweep(
         name=file_name("name", name),
@@ -205,24 +205,6 @@ def _chain(composed: DictConfig, seed: int) -> Chain:
     pool = pool_size(chain.dataset)
     initial, budget = (_count(key, section[key], pool) for key in ("initial", "budget"))
     return replace(chain, initial=initial, budget=budget)
-
-
-def _counted(dataset: Any) -> dict[str, Any]:
-    """The section `dataset` with what it leaves open (classes, train, test) counted from the user's folders."""
-    section: dict[str, Any] = OmegaConf.to_container(dataset, resolve=True)  # type: ignore[assignment]
-    if "train_images" not in section:
-        return section
-    trees = []
-    for key in ("train_images", "test_images"):
-        if not section.get(key):
-            raise ValueError(
-                f"dataset.{key} is not set: give both folders, dataset.train_images=DIR dataset.test_images=DIR, each "
-                "with one folder of images a class."
-            )
-        section[key] = str(Path(section[key]).resolve())
-        trees.append([len(images) for images in list_classes(Path(section[key]), f"dataset.{key}").values()])
-    counts = {"classes": len(trees[0]), "train": sum(trees[0]), "test": sum(trees[1])}
-    return section | {key: count for key, count in counts.items() if section[key] is None}
 
 
 def _count(key: str, value: Any, pool: int) -> int:

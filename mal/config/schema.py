@@ -15,7 +15,10 @@ from typing import Any
 PLACE_KEYS = (
     *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features", "keep_queries"),
     *("checkpoint_minutes", "collective_minutes", "workers"),
-    *("dataset.root", "dataset.train_images", "dataset.test_images"),
+    *("dataset.root", "dataset.train_images", "dataset.test_images", "dataset.train_list", "dataset.test_list"),
+    *("dataset.val_labels", "dataset.max_pixels", "dataset.skip_corrupt", "dataset.skip_unpaired"),
+    *("dataset.class_list", "dataset.image_suffix", "dataset.mask_suffix"),
+    *("dataset.train_shards", "dataset.test_shards"),
 )
 # Values, by their key, that older chains spell otherwise: both are read, and the older one stays in the fingerprint.
 OLDER_SPELLINGS = {"method.query": {"entropy_of_unlabelled": "entropy_of_unlabeled"}}
@@ -54,6 +57,19 @@ class Dataset:
     train_images: str | None = added(None)
     test_images: str | None = added(None)
     class_names: list[str] | None = added(None)  # noqa: RUF009
+    train_list: str | None = added(None)
+    test_list: str | None = added(None)
+    val_labels: str | None = added(None)
+    class_list: str | None = added(None)
+    image_suffix: str | None = added(None)
+    mask_suffix: str | None = added(None)
+    train_shards: str | None = added(None)
+    test_shards: str | None = added(None)
+    exif: str | None = added("ignore")
+    max_pixels: int = added(178_956_970)
+    skip_corrupt: bool = added(False)
+    skip_unpaired: bool = added(False)
+    left_out: list[str] | None = added(None)  # noqa: RUF009
 
 
 @dataclass(kw_only=True)

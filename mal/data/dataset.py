@@ -9,7 +9,7 @@ import numpy as np
 
 from mal.config.schema import Dataset as Spec
 from mal.data.ffcv.prepared import open_prepared
-from mal.data.image_set import Labels, Readable, Split, hash_arrays
+from mal.data.image_set import Files, Labels, Readable, Split, hash_arrays
 from mal.data.sources.registry import SOURCES, stratified
 from mal.rng import generator
 from mal.run.ledger import Oracle
@@ -49,8 +49,21 @@ def load(spec: Spec, data: Path, seed: int, loader: str = "memory") -> Dataset:
 
 
 def read_source(spec: Spec, data: Path) -> tuple[Readable, Readable]:
-    """The training and the test set as the source's files give them, not yet checked against the specification."""
-    return SOURCES[spec.source](spec, data)
+    """The training and the test set as the source's files give them, not yet checked against the specification.
+
+    Without the files of dataset.left_out.
+    """
+    train, test = SOURCES[spec.source](spec, data)
+    return leave_out(train, spec, "train"), leave_out(test, spec, "test")
+
+
+def leave_out(split: Readable, spec: Spec, part: str) -> Readable:
+    """A split without the files that dataset.left_out names as PART/NAME."""
+    names = {name.partition("/")[2] for name in spec.left_out or [] if name.partition("/")[0] == part}
+    if not names:
+        return split
+    assert isinstance(split, Files)
+    return split.without(np.array([at for at in range(len(split)) if split.store.name(at) in names], np.int64))
 
 
 def choose_pool(spec: Spec, labels: Labels, seed: int) -> np.ndarray:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from mal.data.decode import MAX_PIXELS, Reading, decode_image, decode_map
+from mal.listing import OF_THE_FILES
+
+Decoded = TypeVar("Decoded")
 IGNORED = 255  # the class of pixels that no loss and no metric counts
 BLOCK = 512  # images decoded between two notes
 
@@ -50,21 +53,22 @@ class Store:
     """Files below a folder, or members of an uncompressed tar archive, by number.
 
     root: the folder or the archive; names: bytes (N,), paths below the root; sizes: int64 (N,), bytes; offsets: int64
-    (N,), where a member's data begin in the archive, None for a folder. Names are kept as one array: a million of them
-    are then shared with worker processes instead of copied.
+    (N,), where a member's data begin in the archive, None for a folder; times: int64 (N,), of change in ns, None in an
+    archive. Names are kept as one array: a million of them are then shared with worker processes instead of copied.
     """
 
     root: Path
     names: np.ndarray
     sizes: np.ndarray
     offsets: np.ndarray | None = None
+    times: np.ndarray | None = None
 
     @classmethod
-    def of(cls, root: Path, sizes: dict[str, int], offsets: Iterable[int] | None = None) -> Store:
-        """From sizes by name, in the order given."""
-        names = np.array([os.fsencode(name) for name in sizes], dtype=np.bytes_)
-        at = None if offsets is None else np.fromiter(offsets, np.int64, len(names))
-        return cls(root, names, np.fromiter(sizes.values(), np.int64, len(names)), at)
+    def of(cls, root: Path, images: Iterable[tuple[str, int, int]]) -> Store:
+        """From names, sizes and times, in the order given."""
+        names, sizes, times = zip(*images, strict=True)
+        encoded = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+        return cls(root, encoded, np.array(sizes, np.int64), None, np.array(times, np.int64))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,16 +81,36 @@ class Store:
         """Where the file is, for messages: its path, or the archive's and its place in there."""
         return f"{self.root}{'/' if self.offsets is None else ': '}{self.name(index)}"
 
-    def content(self, index: int) -> bytes:
-        """The bytes of one file; OSError where they cannot be had."""
-        if self.offsets is None:
-            return (self.root / self.name(index)).read_bytes()
-        return os.pread(_descriptor(self.root), int(self.sizes[index]), int(self.offsets[index]))
+    def content(self, index: int, most: int | None = None) -> bytes:
+        """The bytes of one file, at most the first `most`.
+
+        Raises ValueError naming the file where it is missing or may not be read, OSError where the storage fails.
+        """
+        size = int(self.sizes[index]) if most is None else min(most, int(self.sizes[index]))
+        try:
+            if self.offsets is not None:
+                return os.pread(_descriptor(self.root), size, int(self.offsets[index]))
+            with (self.root / self.name(index)).open("rb", buffering=0) as file:
+                return file.readall() if most is None else file.read(most)
+        except FileNotFoundError:
+            raise ValueError(f"{self.path(index)} is missing.") from None
+        except OSError as error:
+            if error.errno not in OF_THE_FILES:
+                raise
+            raise ValueError(f"{self.path(index)} cannot be read ({error.strerror}).") from None
+
+    def decoded(self, index: int, decode: Callable[[bytes], Decoded], content: bytes | None = None) -> Decoded:
+        """What `decode` makes of one file, whose content may be at hand; its ValueError with the file's name."""
+        content = self.content(index) if content is None else content
+        try:
+            return decode(content)
+        except ValueError as error:
+            raise ValueError(f"{self.path(index)} cannot be read as an image ({error}).") from None
 
     def subset(self, kept: np.ndarray) -> Store:
         """The files at `kept`, int64 positions."""
-        offsets = None if self.offsets is None else self.offsets[kept]
-        return Store(self.root, self.names[kept], self.sizes[kept], offsets)
+        offsets, times = (None if of is None else of[kept] for of in (self.offsets, self.times))
+        return Store(self.root, self.names[kept], self.sizes[kept], offsets, times)
 
 
 @dataclass(frozen=True)
@@ -96,6 +120,8 @@ class MapFiles:
     store: Store
     size: int
     classes: int
+    exif: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.store)
@@ -107,16 +133,27 @@ class MapFiles:
             maps[row] = self.read(int(index))
         return maps
 
+    @property
+    def reading(self) -> Reading:
+        """How a file becomes a map."""
+        return Reading(self.size, "stretch", self.exif, self.max_pixels)
+
     def read(self, index: int) -> np.ndarray:
         """One map, resized by nearest neighbour (Section 4.1); ValueError naming its file."""
-        found = _decode(self.store, index, self.size, "map")
-        if wrong := sorted(set(np.unique(found).tolist()) - {*range(self.classes), IGNORED}):
-            raise ValueError(f"{self.store.path(index)} has the classes {wrong}, not 0 to {self.classes - 1} or 255.")
+        found = self.store.decoded(index, lambda content: decode_map(content, self.reading))
+        self.check_classes(index, found)
         return found
+
+    def check_classes(self, index: int, found: np.ndarray) -> None:
+        """Refuse other values than classes, with a ValueError naming the file."""
+        if wrong := sorted(set(np.unique(found).tolist()) - {*range(self.classes), IGNORED}):
+            raise ValueError(
+                f"{self.store.path(index)} has the classes {wrong}, not 0 to {self.classes - 1} or {IGNORED}."
+            )
 
     def subset(self, kept: np.ndarray) -> MapFiles:
         """The maps at `kept`, int64 positions."""
-        return MapFiles(self.store.subset(kept), self.size, self.classes)
+        return replace(self, store=self.store.subset(kept))
 
 
 Labels = np.ndarray | MapFiles
@@ -127,7 +164,8 @@ class Files:
     """Image files, decoded to RGB and resized one by one.
 
     labels: int64 (N,), or maps of the same names; size: side in pixels; resize: `square` (the shorter side to `size`,
-    then the square at the centre) or `stretch` (both sides to `size`). The absolute index of an image is its position.
+    then the square at the centre) or `stretch` (both sides to `size`); exif: whether images are turned by their EXIF
+    orientation; max_pixels: of one file. The absolute index of an image is its position.
     """
 
     store: Store
@@ -135,6 +173,9 @@ class Files:
     size: int
     resize: str
     left_out: tuple[str, ...] = ()  # corrupt files that a user chose to do without
+    exif: bool = False
+    max_pixels: int = MAX_PIXELS
+    not_images: str = ""  # what lies among the images and is none, in words
 
     def __len__(self) -> int:
         return len(self.store)
@@ -144,25 +185,25 @@ class Files:
         """(C, H, W)."""
         return 3, self.size, self.size
 
+    @property
+    def reading(self) -> Reading:
+        """How a file becomes an image."""
+        return Reading(self.size, self.resize, self.exif, self.max_pixels)
+
     def read(self, index: int) -> np.ndarray:
         """One image, uint8 (3, H, W); ValueError naming its file where it is missing or cannot be decoded."""
-        return _decode(self.store, index, self.size, self.resize).transpose(2, 0, 1)
+        return self.store.decoded(index, lambda content: decode_image(content, self.reading))
 
     def without(self, indices: np.ndarray) -> Files:
         """The same files but those at `indices`: the others move up."""
         kept = np.setdiff1d(np.arange(len(self)), indices)
-        labels = self.labels
-        fewer = (
-            MapFiles(labels.store.subset(kept), labels.size, labels.classes) if isinstance(labels, MapFiles) else None
-        )
+        labels = self.labels.subset(kept) if isinstance(self.labels, MapFiles) else self.labels[kept]
         left_out = (*self.left_out, *(self.store.name(int(i)) for i in indices))
-        return Files(
-            self.store.subset(kept), labels[kept] if fewer is None else fewer, self.size, self.resize, left_out
-        )
+        return replace(self, store=self.store.subset(kept), labels=labels, left_out=left_out)
 
     def identity(self) -> tuple[np.ndarray, ...]:
         """What the split is recognised by: names, sizes in bytes, labels, and how images are resized."""
-        how = np.frombuffer(f"{self.resize} {self.size}".encode(), np.uint8)
+        how = np.frombuffer(self.reading.identity().encode(), np.uint8)
         if isinstance(self.labels, MapFiles):
             return self.store.names, self.store.sizes, self.labels.store.names, self.labels.store.sizes, how
         return self.store.names, self.store.sizes, self.labels, how
@@ -217,48 +258,6 @@ def hash_arrays(arrays: Iterable[np.ndarray]) -> str:
         digest.update(str((array.dtype.str, array.shape)).encode())
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _decode(store: Store, index: int, size: int, resize: str) -> np.ndarray:
-    """An image file resized: uint8 (H, W, 3), or (H, W) for a map."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(store.content(index))) as image:
-            if resize == "map":
-                return np.asarray(_grey(image).resize((size, size), Image.Resampling.NEAREST))
-            colour = image.convert("RGB")
-            return np.asarray(_square(colour, size) if resize == "square" else _stretch(colour, size))
-    except FileNotFoundError:
-        raise ValueError(f"{store.path(index)} is missing.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # What Pillow raises for a file that is no image, cut, or absurdly large.
-        raise ValueError(f"{store.path(index)} cannot be read as an image ({error}).") from None
-
-
-def _grey(image: Any) -> Any:
-    if image.mode not in ("L", "P"):
-        raise ValueError(f"its mode is {image.mode}, not 8-bit classes")
-    return image
-
-
-def _stretch(image: Any, size: int) -> Any:
-    return image.resize((size, size), _bilinear())
-
-
-def _square(image: Any, size: int) -> Any:
-    """As torchvision's Resize(size), CenterCrop(size): the same pixels."""
-    short, long = sorted(image.size)
-    longer = int(size * long / short)
-    width, height = (longer, size) if image.width > image.height else (size, longer)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), _bilinear()).crop((left, top, left + size, top + size))
-
-
-def _bilinear() -> Any:
-    from PIL import Image
-
-    return Image.Resampling.BILINEAR  # Pillow's takes the mean of the pixels where it shrinks
 
 
 @cache

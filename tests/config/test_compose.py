@@ -15,6 +15,7 @@ from mal.config.frozen import amended, differences, load_chain, save_chain
 from mal.config.schema import Chain, added
 from tests.chains import ROOT, chain_config, environment
 from tests.made_up_data import write_folders
+from tests.made_up_pools import write_mask_folder
 
 
 def composed(*overrides: str) -> list[Chain]:
@@ -31,7 +32,7 @@ REFUSED = {
     "rounds": ("'rounds'", "key=value"),
     "--rounds=3": ("--rounds", "did you mean rounds"),
     "dataset=digts": ("dataset=digts", "did you mean digits", "fashion_mnist"),
-    "dataset=cifar10": ("dataset=cifar10", "did you mean cifar100"),
+    "dataset=cifar1000": ("dataset=cifar1000", "did you mean cifar100"),
     "backbone=resnet": ("backbone=resnet", "resnet18"),
     "cluster=nowhere": ("cluster=nowhere", "local"),
     "methods=[mal,entropyy]": ("methods", "'entropyy'", "did you mean entropy"),
@@ -220,6 +221,9 @@ def test_every_dataset_and_backbone_on_offer_composes(tmp_path: Path) -> None:
         overrides = [f"dataset={name}", "seeds=1", "methods=[random]"]
         if name == "folder":
             overrides += [f"dataset.{part}_images={tmp_path / part}" for part in ("train", "test")]
+        if name == "mask_folder":
+            write_mask_folder(tmp_path / "masks", train=20)
+            overrides += [f"dataset.root={tmp_path / 'masks'}"]
         (chain,) = compose_sweep(overrides).chains
         assert chain.dataset.name == chain.name == name
     for name in choices("backbone"):

@@ -60,6 +60,11 @@ def open_prepared(spec: Spec, data: Path) -> tuple[Prepared, Prepared]:
             f"mode={spec.prepared}, or choose another loader=.{hint}"
         )
     wanted = {"shape": [spec.channels, spec.size, spec.size], "resize": spec.resize, "classes": spec.classes}
+    if manifest.get("exif", "ignore") != exif_of(spec):
+        raise ValueError(
+            f"{spec.name}: {folder} was prepared with dataset.exif={manifest.get('exif', 'ignore')}: set that, or "
+            f"prepare it again with replace=true, for dataset.exif={exif_of(spec)}."
+        )
     for key, value in wanted.items():
         if manifest.get(key) != value:
             raise ValueError(
@@ -68,6 +73,11 @@ def open_prepared(spec: Spec, data: Path) -> tuple[Prepared, Prepared]:
             )
     check_files(folder, manifest)
     return open_part(folder, manifest, "train"), open_part(folder, manifest, "test")
+
+
+def exif_of(spec: Spec) -> str:
+    """What is done with EXIF orientations: apply or ignore."""
+    return "ignore" if spec.resize is None or spec.exif == "ignore" else "apply"
 
 
 def open_part(folder: Path, manifest: dict[str, Any], part: str) -> Prepared:

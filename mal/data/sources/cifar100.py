@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mal.config.schema import Dataset as Spec
 from mal.data.image_set import Arrays
 from mal.data.sources.registry import SOURCES, files_of
+from mal.data.unpickle import unpickle
 
 
 @SOURCES.register("cifar100")
@@ -19,37 +20,31 @@ def read_cifar100(spec: Spec, data: Path) -> tuple[Arrays, Arrays]:
     return _read_cifar100(folder / "train"), _read_cifar100(folder / "test")
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """CIFAR100's pickles hold dicts, lists, bytes and numpy arrays; anything else in one is refused."""
-
-    ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in an image file")
-        return super().find_class(module, name)
-
-
 def _read_cifar100(path: Path) -> Arrays:
+    return read_batch(path, "CIFAR100", "fine_labels", "cifar-100-python.tar.gz")
+
+
+def read_batch(path: Path, name: str, labels: str, archive: str) -> Arrays:
+    """One of CIFAR's files, uint8 (N, 3, 32, 32); labels: the key of its labels; archive: what it was unpacked from.
+
+    Raises ValueError where it is missing, cut, damaged or of another kind.
+    """
     if not path.is_file():
-        raise ValueError(f"{path} is missing: unpack cifar-100-python.tar.gz in the folder that data= names.")
+        raise ValueError(f"{path} is missing: unpack {archive} in the folder that data= names.")
     try:
-        with path.open("rb") as file:
-            # Written by Python 2: its strings are bytes here. A copy written again by Python 3 may have either.
-            loaded = _PlainUnpickler(file, encoding="bytes").load()
-        content = {key.decode() if isinstance(key, bytes) else key: value for key, value in loaded.items()}
-        images = np.asarray(content["data"])
-        labels = np.asarray(content["fine_labels"], dtype=np.int64)
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not CIFAR100's python version ({error}): it is cut or damaged.") from None
+        content = {key.decode() if isinstance(key, bytes) else key: value for key, value in _read(path).items()}
+        images, numbers = np.asarray(content["data"]), np.asarray(content[labels])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not {name}'s python version ({error}): it is cut or damaged.") from None
     if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3 * 32 * 32:
         raise ValueError(f"{path}: data is {images.dtype} {images.shape}, not uint8 (N, 3072).")
-    return Arrays(images.reshape(-1, 3, 32, 32), labels)
+    if numbers.dtype.kind not in "ui" or numbers.ndim != 1:
+        raise ValueError(f"{path}: {labels} is {numbers.dtype} {numbers.shape}, not whole numbers (N,).")
+    return Arrays(images.reshape(-1, 3, 32, 32), numbers.astype(np.int64))
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    content = unpickle(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}")
+    return content

@@ -1,42 +1,92 @@
-"""A user's own images: two folders, of training and of test images, each with one folder a class."""
+"""A user's own images: two folders with one folder a class, or two lists of paths and labels.
+
+TRAIN_IMAGES/CLASS/**/NAME  TEST_IMAGES/CLASS/**/NAME
+dataset.train_list=FILE     a line for each image, `path label` or `path,label`, below dataset.train_images
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from mal.config.lists import read_lists
 from mal.config.schema import Dataset as Spec
 from mal.data.image_set import Files, Store
-from mal.data.sources.registry import SOURCES
-from mal.listing import in_order, list_classes, some
+from mal.data.sources.registry import SOURCES, image_files
+from mal.listing import Images, Tree, file_states, list_classes, say_difference, say_left_out, some
 
 
 @SOURCES.register("folder")
 def read_folder(spec: Spec, data: Path) -> tuple[Files, Files]:
-    """The images below dataset.train_images and dataset.test_images; classes are the folders' names, sorted."""
+    """The images below dataset.train_images and dataset.test_images; classes are the folders' names, sorted.
+
+    With dataset.train_list and dataset.test_list those that the lists name, which say their classes.
+    """
     assert spec.train_images is not None
     assert spec.test_images is not None
-    return tree_splits(
-        spec, Path(spec.train_images), Path(spec.test_images), "dataset.train_images", "dataset.test_images"
+    roots = Path(spec.train_images), Path(spec.test_images)
+    if spec.train_list is None or spec.test_list is None:
+        return tree_splits(spec, *roots, "dataset.train_images", "dataset.test_images")
+    lists, names = read_lists(Path(spec.train_list), Path(spec.test_list))
+    check_count(spec, Path(spec.train_list), len(names))
+    return (
+        of_list(spec, roots[0], lists[0], "dataset.train_images"),
+        of_list(spec, roots[1], lists[1], "dataset.test_images"),
     )
 
 
-def tree_splits(spec: Spec, train: Path, test: Path, key: str, test_key: str | None = None) -> tuple[Files, Files]:
-    """Two trees of one folder a class, with the same classes; key, test_key: what to set where one is wrong."""
-    trees = [list_classes(train, key), list_classes(test, test_key or key)]
-    if odd := set(trees[0]) ^ set(trees[1]):
-        raise ValueError(f"{spec.name}: {train} and {test} have different classes: {some(sorted(odd))} in one of them.")
-    if len(trees[0]) != spec.classes:
+def tree_splits(spec: Spec, train: Path, test: Path, key: str, test_key: str) -> tuple[Files, Files]:
+    """Two trees of one folder a class, which may have no test image; key, test_key: what to set where one is wrong."""
+    trees = list_classes(train, key), list_classes(test, test_key)
+    classes = list(trees[0].classes)
+    counted = sum(map(len, trees[1].classes.values())) == spec.test  # a launch counted them as they are, or nobody did
+    refuse_other_classes(spec, train, classes, test, trees[1].classes, may_lack=counted)
+    check_count(spec, train, len(classes))
+    return tree(spec, train, trees[0], classes), tree(spec, test, trees[1], classes)
+
+
+def refuse_other_classes(
+    spec: Spec, train: Path, ours: Iterable[str], test: Path, theirs: Iterable[str], may_lack: bool = False
+) -> None:
+    """Refuse test images of other classes than the training images'; may_lack: the test images may lack some."""
+    ours, theirs = set(ours), set(theirs)
+    if theirs - ours if may_lack else ours ^ theirs:
         raise ValueError(
-            f"{spec.name}: {train} has {len(trees[0])} classes where {spec.classes} are expected: set "
-            f"dataset.classes={len(trees[0])} if this is what you mean."
+            f"{spec.name}: {train} and {test} have different classes: {some(sorted(ours ^ theirs))} in one of them: "
+            f"{say_difference(str(train), ours, str(test), theirs)}."
         )
-    return _tree(spec, train, trees[0]), _tree(spec, test, trees[1])
 
 
-def _tree(spec: Spec, root: Path, tree: dict[str, dict[str, int]]) -> Files:
-    sizes = {f"{name}/{image}": images[image] for name, images in tree.items() for image in in_order(images)}
-    labels = np.repeat(np.arange(len(tree)), [len(images) for images in tree.values()])
-    assert spec.resize is not None
-    return Files(Store.of(root, sizes), labels, spec.size, spec.resize)
+def check_count(spec: Spec, where: Path, count: int) -> None:
+    """Refuse another number of classes than the specification's, with a ValueError."""
+    if count != spec.classes:
+        raise ValueError(
+            f"{spec.name}: {where} has {count} classes where {spec.classes} are expected: set dataset.classes={count} "
+            "if this is what you mean."
+        )
+
+
+def tree(spec: Spec, root: Path, listed: Tree, classes: list[str]) -> Files:
+    """The images of a tree; classes: their names, in the order of their labels."""
+    each = [listed.classes.get(name, Images()) for name in classes]
+    named = (
+        (f"{name}/{path}", size, time)
+        for name, images in zip(classes, each, strict=True)
+        for path, size, time in images.states()
+    )
+    labels = np.repeat(np.arange(len(classes)), [len(images) for images in each])
+    return image_files(spec, Store.of(root, named), labels, say_left_out(listed.left_out))
+
+
+def of_list(spec: Spec, root: Path, labels: dict[str, int], key: str) -> Files:
+    """Images below a folder by path, with their labels; key: what to set where they are not there."""
+    states = file_states(root, labels)
+    if absent := [name for name, (size, _) in zip(labels, states, strict=True) if size < 0]:
+        raise ValueError(
+            f"{spec.name}: {len(absent)} images that the list names are not below {root}: {some(absent)}. Set {key}= "
+            "to the folder that the paths are below."
+        )
+    store = Store.of(root, ((name, *state) for name, state in zip(labels, states, strict=True)))
+    return image_files(spec, store, np.fromiter(labels.values(), np.int64, len(labels)))

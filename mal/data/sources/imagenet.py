@@ -2,17 +2,15 @@
 
     DATA/imagenet/train/nXXXXXXXX/*.JPEG  val/nXXXXXXXX/*.JPEG
     DATA/imagenet/ILSVRC2012_img_train.tar  ILSVRC2012_img_val.tar  ILSVRC2012_devkit_t12.tar.gz
+    DATA/imagenet/val/ILSVRC2012_val_*.JPEG, flat, with the devkit or dataset.val_labels
 
-Both give the same images under the same indices: classes in the order of their WordNet ids, names sorted in each.
+All give the same images under the same indices: classes in the order of their WordNet ids, names sorted in each.
 """
 
 from __future__ import annotations
 
-import io
+import os
 import tarfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -22,47 +20,98 @@ from mal.config.schema import Dataset as Spec
 from mal.data.cache import Arrays as Computed
 from mal.data.cache import computed
 from mal.data.image_set import Files, Store
-from mal.data.sources.folder import tree_splits
-from mal.data.sources.registry import SOURCES, files_of
-from mal.listing import in_order, some
+from mal.data.sources.folder import check_count, refuse_other_classes, tree
+from mal.data.sources.imagenet_truth import DEVKIT, Truth, has_devkit, read_truth, reading
+from mal.data.sources.registry import SOURCES, files_of, image_files
+from mal.listing import Tree, in_order, list_classes, list_images, say_left_out, some
 
-TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
-META = "ILSVRC2012_devkit_t12/data/meta.mat"
-TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 
 @SOURCES.register("imagenet")
 def read_imagenet(spec: Spec, data: Path) -> tuple[Files, Files]:
-    """The training and the validation images; from the tree where there is one, else from the archives."""
+    """The training and the validation images, each from its folder where there is one, else from its archive.
+
+    Validation images that lie in no folders of classes are labelled by dataset.val_labels or by the development kit;
+    those that do are compared with it where it is there.
+    """
     root = files_of(spec, data, "imagenet")
-    if (root / "train").is_dir():
-        return tree_splits(spec, root / "train", root / "val", "dataset.root")
-    absent = [name for name in (TRAIN, VAL, DEVKIT) if not (root / name).is_file()]
-    if absent:
+    archived = [name for name, folder in ((TRAIN, "train"), (VAL, "val")) if not (root / folder).is_dir()]
+    if VAL in archived and not (spec.val_labels or has_devkit(root)):
+        archived.append(DEVKIT)
+    if absent := [name for name in archived if not (root / name).is_file()]:
         raise ValueError(
             f"{spec.name}: {root} has neither the folders train and val nor the archives {', '.join(absent)}: set "
             "data= to the folder that holds imagenet, or dataset.root= to the one that holds them."
         )
-    return _from_archives(spec, root, data)
+    train, classes = _training(spec, root, data)
+    check_count(spec, root / "train" if TRAIN not in archived else root / TRAIN, len(classes))
+    return train, _validation(spec, root, data, classes)
+
+
+def _training(spec: Spec, root: Path, data: Path) -> tuple[Files, list[str]]:
+    """The training images and the WordNet ids of their classes, sorted."""
+    if (root / "train").is_dir():
+        listed = list_classes(root / "train", "dataset.root")
+        classes = list(listed.classes)
+        return tree(spec, root / "train", listed, classes), classes
+    members = _indexed(root / TRAIN, data, "imagenet-train")
+    classes = sorted({bytes(name).decode().partition("/")[0] for name in members["names"]})
+    return _archive(spec, root / TRAIN, members), classes
+
+
+def _validation(spec: Spec, root: Path, data: Path, classes: list[str]) -> Files:
+    truth = read_truth(root, spec.val_labels, classes)
+    folder = root / "val"
+    if not folder.is_dir():
+        assert truth is not None
+        return _archived_validation(spec, root / VAL, _indexed(root / VAL, data, "imagenet-val"), truth)
+    if any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
+        listed = list_classes(folder, "dataset.root")
+        refuse_other_classes(spec, root / "train", classes, folder, listed.classes)
+        if truth is not None:
+            _check_placed(folder, listed, truth)
+        return tree(spec, folder, listed, classes)
+    images = list_images(folder, "dataset.root")
+    if truth is None:
+        raise ValueError(
+            f"{spec.name}: {folder} has {len(images)} images and no folders of classes. Put {DEVKIT} into {root}, or "
+            "set dataset.val_labels= to a CSV with the name and the class (WordNet id) of each."
+        )
+    labels = truth.labels(str(folder), images.names, {name: label for label, name in enumerate(classes)})
+    order = sorted(range(len(images)), key=lambda at: (labels[at], images.names[at]))
+    states = list(images.states())
+    store = Store.of(folder, (states[at] for at in order))
+    return image_files(spec, store, np.array([labels[at] for at in order], np.int64), say_left_out(images.left_out))
+
+
+def _check_placed(folder: Path, listed: Tree, truth: Truth) -> None:
+    """Refuse validation images that lie in another class's folder than the development kit says."""
+    placed = [(path, name) for name, images in listed.classes.items() for path in images.names]
+    placed.sort(key=lambda pair: pair[0].rpartition("/")[2])
+    ids = truth.ids([path for path, _ in placed])
+    if ids is None:
+        return  # some are not there, so which line is whose cannot be told
+    wrong = [f"{name}/{path} (is {id_})" for (path, name), id_ in zip(placed, ids, strict=True) if id_ != name]
+    if wrong:
+        raise ValueError(
+            f"{folder}: {len(wrong)} images are in the folder of another class than {truth.source} says: {some(wrong)}."
+        )
 
 
 # ------------------------------------------------------------------------- the archives
 
 
-def _from_archives(spec: Spec, root: Path, data: Path) -> tuple[Files, Files]:
-    ids, truth = _devkit(root / DEVKIT)
-    train, val = (_indexed(root / name, data, "imagenet-" + part) for name, part in ((TRAIN, "train"), (VAL, "val")))
-    found = [bytes(name).decode().partition("/")[0] for name in train["names"]]
-    if strangers := sorted(set(found) ^ set(ids.values())):
-        raise ValueError(f"{root / TRAIN} and {DEVKIT} name different classes: {some(strangers)} in one of them.")
-    if len(val["names"]) != len(truth):
-        raise ValueError(f"{root / VAL} has {len(val['names'])} images, but {TRUTH} {len(truth)} lines.")
+def _archived_validation(spec: Spec, path: Path, members: Computed, truth: Truth) -> Files:
     # ILSVRC2012_val_00000001.JPEG is the first line, and so on; put in the folder of its class, as in the tree.
-    names = [bytes(name).decode() for name in val["names"]]
-    placed = [f"{ids[truth[rank]]}/{names[at]}" for rank, at in enumerate(np.argsort(val["names"], kind="stable"))]
-    order = np.argsort(val["names"], kind="stable")
-    val = {"names": np.array(placed, np.bytes_), "sizes": val["sizes"][order], "offsets": val["offsets"][order]}
-    return _archive(spec, root / TRAIN, train), _archive(spec, root / VAL, val)
+    order = np.argsort(members["names"], kind="stable")
+    names = [bytes(members["names"][at]).decode() for at in order]
+    ids = truth.ids(names)
+    if ids is None:
+        raise ValueError(f"{path} has {len(names)} images, but {truth.source} {truth.count} lines.")
+    placed = np.array([f"{id_}/{name}" for id_, name in zip(ids, names, strict=True)], np.bytes_)
+    sizes, offsets = members["sizes"][order], members["offsets"][order]
+    return _archive(spec, path, {"names": placed, "sizes": sizes, "offsets": offsets})
 
 
 def _archive(spec: Spec, path: Path, members: Computed) -> Files:
@@ -72,42 +121,7 @@ def _archive(spec: Spec, path: Path, members: Computed) -> Files:
     store = Store(path, members["names"][order], members["sizes"][order], members["offsets"][order])
     folders = np.array([bytes(name).partition(b"/")[0] for name in store.names])
     labels = np.unique(folders, return_inverse=True)[1].astype(np.int64)
-    assert spec.resize is not None
-    return Files(store, labels, spec.size, spec.resize)
-
-
-def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
-    """WordNet ids of the leaves by ILSVRC2012_ID, and the id of each validation image in order."""
-    from scipy.io import loadmat
-
-    with _reading(path), tarfile.open(path, "r:gz") as archive:
-        files = []
-        for name in (META, TRUTH):
-            try:
-                member = archive.extractfile(name)
-            except KeyError:
-                member = None
-            if member is None:
-                raise ValueError(f"{path} has no {name} in it: it is another archive.")
-            files.append(member.read())
-    with _reading(path):
-        synsets = loadmat(io.BytesIO(files[0]), squeeze_me=True, variable_names=["synsets"])["synsets"]
-    leaves = synsets[synsets["num_children"] == 0]
-    ids = {int(number): str(name) for number, name in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}
-    truth = [int(line) for line in files[1].split()]
-    if strangers := sorted(set(truth) - set(ids)):
-        raise ValueError(f"{path}: {TRUTH} names the classes {some(map(str, strangers))}, which {META} does not have.")
-    return ids, truth
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    from scipy.io.matlab import MatReadError
-
-    try:
-        yield
-    except (tarfile.TarError, MatReadError, zlib.error, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is cut or damaged ({error}); fetch it again.") from None
+    return image_files(spec, store, labels)
 
 
 def _indexed(path: Path, data: Path, name: str) -> Computed:
@@ -118,7 +132,7 @@ def _indexed(path: Path, data: Path, name: str) -> Computed:
 
 
 def _list_archive(path: Path) -> Computed:
-    with _reading(path), path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         members = _members(file, "")
     if not members:
         raise ValueError(f"{path} has no image in it.")

@@ -6,6 +6,7 @@ DATA/inaturalist2018/train2018.json  val2018.json  train_val2018/SUPERCATEGORY/C
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 
 from mal.config.schema import Dataset as Spec
 from mal.data.image_set import Files, Store
-from mal.data.sources.registry import SOURCES, files_of
-from mal.listing import file_sizes, in_order, some
+from mal.data.sources.registry import SOURCES, files_of, image_files
+from mal.listing import file_states, in_order, say_difference, some
 
 
 @SOURCES.register("inaturalist2018")
@@ -25,7 +26,10 @@ def read_inaturalist2018(spec: Spec, data: Path) -> tuple[Files, Files]:
     test, test_ids = _annotated(root / "val2018.json")
     if train_ids != test_ids:
         odd = some(str(i) for i in sorted(set(train_ids) ^ set(test_ids)))
-        raise ValueError(f"{root}: train2018.json and val2018.json have different categories: {odd} in one of them.")
+        which = say_difference("train2018.json", map(str, train_ids), "val2018.json", map(str, test_ids))
+        raise ValueError(
+            f"{root}: train2018.json and val2018.json have different categories: {odd} in one of them: {which}."
+        )
     if len(train_ids) != spec.classes:
         raise ValueError(
             f"{root / 'train2018.json'} has {len(train_ids)} categories where {spec.classes} are expected: set "
@@ -37,12 +41,20 @@ def read_inaturalist2018(spec: Spec, data: Path) -> tuple[Files, Files]:
 
 def _files(spec: Spec, root: Path, category_of: dict[str, int], label_of: dict[int, int]) -> Files:
     names = in_order(category_of)
-    sizes = dict(zip(names, file_sizes(root, names), strict=True))
-    if absent := [name for name, size in sizes.items() if size < 0]:
+    states = file_states(root, names)
+    if absent := [name for name, (size, _) in zip(names, states, strict=True) if size < 0]:
         raise ValueError(f"{root}: {len(absent)} images that the JSON names are missing: {some(absent)}.")
     labels = np.array([label_of[category_of[name]] for name in names], dtype=np.int64)
-    assert spec.resize is not None
-    return Files(Store.of(root, sizes), labels, spec.size, spec.resize)
+    store = Store.of(root, ((name, *state) for name, state in zip(names, states, strict=True)))
+    return image_files(spec, store, labels)
+
+
+def _short(error: Exception) -> str:
+    """What an error says, without the content of the file, which may be in it."""
+    if isinstance(error, UnicodeDecodeError):
+        packed = bytes(error.object[:2]) == b"\x1f\x8b"
+        return "it is packed by gzip: unpack it" if packed else "it is no text"
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def _annotated(path: Path) -> tuple[dict[str, int], list[int]]:
@@ -54,8 +66,11 @@ def _annotated(path: Path) -> tuple[dict[str, int], list[int]]:
         names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
         pairs = [(int(a["image_id"]), int(a["category_id"])) for a in content["annotations"]]
         categories = sorted(int(category["id"]) for category in content["categories"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not iNaturalist's JSON ({error!r}): it is cut or another file.") from None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as error:
+        raise ValueError(f"{path} is not iNaturalist's JSON ({_short(error)}): it is cut or another file.") from None
+    if len(set(categories)) < len(categories):
+        twice = [str(one) for one, other in pairwise(categories) if one == other]
+        raise ValueError(f"{path} lists categories twice: {some(twice)}.")
     category_of = dict(pairs)
     if len(category_of) < len(pairs) or category_of.keys() != names.keys():
         raise ValueError(f"{path}: {len(names)} images and {len(pairs)} annotations are not one for each other.")

@@ -12,7 +12,7 @@ import numpy as np
 
 from mal.config.registry import Registry
 from mal.config.schema import Dataset as Spec
-from mal.data.image_set import Readable
+from mal.data.image_set import Files, Labels, Readable, Store
 
 Source = Callable[[Spec, Path], tuple[Readable, Readable]]
 SOURCES: Registry[Source] = Registry("dataset source")
@@ -21,6 +21,13 @@ SOURCES: Registry[Source] = Registry("dataset source")
 def files_of(spec: Spec, data: Path, folder: str) -> Path:
     """Where the files of a dataset are: dataset.root, or DATA/FOLDER."""
     return Path(spec.root) if spec.root else data / folder
+
+
+def image_files(spec: Spec, store: Store, labels: Labels, not_images: str = "") -> Files:
+    """Image files as the specification has them read; not_images: what lies among them and is none, in words."""
+    assert spec.resize is not None
+    exif = spec.exif != "ignore"
+    return Files(store, labels, spec.size, spec.resize, (), exif, spec.max_pixels, not_images)
 
 
 def stratified(labels: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:

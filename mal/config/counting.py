@@ -1,0 +1,68 @@
+"""What a dataset's section of the configuration leaves open: classes and images, counted in the user's files at launch.
+
+Importing this module imports neither torch nor Pillow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mal.config.lists import read_class_list, read_lists, test_part
+from mal.listing import list_classes, list_images
+
+Section = dict[str, Any]
+
+
+def count_images(section: Section) -> Section:
+    """The section `dataset` with absolute paths, and with classes, train and test counted where they are null."""
+    for keys, count in COUNTERS.items():
+        if all(key in section for key in keys):
+            return count(section)
+    return section
+
+
+def _count_folders(section: Section) -> Section:
+    _require(section, "train_images", "test_images", "each with one folder of images a class")
+    _resolve(section, "train_images", "test_images", "train_list", "test_list")
+    if section.get("train_list") or section.get("test_list"):
+        _require(section, "train_list", "test_list", "each with a line `path label` for an image")
+        lists, names = read_lists(Path(section["train_list"]), Path(section["test_list"]))
+        return _filled(section, classes=len(names), train=len(lists[0]), test=len(lists[1]))
+    trees = [list_classes(Path(section[key]), f"dataset.{key}") for key in ("train_images", "test_images")]
+    counts = [sum(len(images) for images in tree.classes.values()) for tree in trees]
+    return _filled(section, classes=len(trees[0].classes), train=counts[0], test=counts[1])
+
+
+def _count_masks(section: Section) -> Section:
+    if not section.get("root"):
+        raise ValueError("dataset.root is not set: give the folder that holds images/, masks/ and the list of classes.")
+    _resolve(section, "root")
+    root = Path(section["root"])
+    names = read_class_list(root / section["class_list"])
+    parts = "train", test_part(root / "images")
+    counts = [len(list_images(root / "images" / part, "dataset.root")) for part in parts]
+    return _filled(section, class_names=names, classes=len(names), train=counts[0], test=counts[1])
+
+
+COUNTERS: dict[tuple[str, ...], Callable[[Section], Section]] = {
+    ("train_images",): _count_folders,
+    ("class_list",): _count_masks,
+}
+
+
+def _require(section: Section, first: str, second: str, what: str) -> None:
+    for key in (first, second):
+        if not section.get(key):
+            raise ValueError(f"dataset.{key} is not set: give both, dataset.{first}=... dataset.{second}=..., {what}.")
+
+
+def _resolve(section: Section, *keys: str) -> None:
+    for key in keys:
+        if section.get(key):
+            section[key] = str(Path(section[key]).resolve())
+
+
+def _filled(section: Section, **counts: Any) -> Section:
+    return section | {key: count for key, count in counts.items() if section.get(key) is None}
