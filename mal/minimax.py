@@ -12,21 +12,30 @@ A step makes three updates, one after the other, as the algorithm writes them:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mal.config.schema import Chain, Minimax
 from mal.models.backbones import build_backbone
-from mal.models.heads import CosineClassifier, Discriminator, MapDiscriminator, PixelClassifier, stride_of
+from mal.models.heads import (
+    CosineClassifier,
+    Discriminator,
+    MapDiscriminator,
+    PixelClassifier,
+    scale_gradient,
+    stride_of,
+)
 from mal.process.device import Device
 from mal.training.loop import Inputs, Trainer, descend, steps_of
 from mal.training.losses import cross_entropy
-from mal.training.optimizers import Adam
+from mal.training.optimizers import SGD, Adam, schedule
 
 PHASE = "minimax"
 EPSILON = 1e-5  # inside the logarithm, as in MME
@@ -54,14 +63,16 @@ def build_networks(config: Chain, device: Device) -> Networks:
     encoder = build_backbone(config.backbone, config.dataset.channels)
     features, stride = int(encoder.features), stride_of(encoder)  # type: ignore[arg-type]
     classes, temperature = config.dataset.classes, config.minimax.temperature
+    seen_over = temperature if config.minimax.d_input == "normalised" else None
     classifier: CosineClassifier | PixelClassifier
     discriminator: Discriminator | MapDiscriminator
     if stride:
-        classifier = PixelClassifier(features, classes, temperature, stride)
-        discriminator = MapDiscriminator(features, config.backbone["discriminator"])
+        classifier = PixelClassifier(features, classes, temperature, stride, config.minimax.prototypes)
+        discriminator = MapDiscriminator(features, config.backbone["discriminator"], seen_over)
     else:
-        classifier = CosineClassifier(features, config.backbone["bottleneck"], classes, temperature)
-        discriminator = Discriminator(features, config.backbone["discriminator"])
+        bottleneck = config.backbone["bottleneck"]
+        classifier = CosineClassifier(features, bottleneck, classes, temperature, config.minimax.prototypes)
+        discriminator = Discriminator(features, config.backbone["discriminator"], seen_over)
     return Networks(device.place(encoder), device.place(classifier), device.place(discriminator))
 
 
@@ -79,36 +90,62 @@ def discriminator_loss(labelled: Tensor, unlabelled: Tensor, weights: tuple[floa
     return F.softplus(-labelled).mean() * weights[0] + F.softplus(unlabelled).mean() * weights[1]
 
 
+@contextlib.contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of batch norm as they are, in training mode too."""
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
 class MinimaxObjective:
     """One step of Algorithm 1 on a labelled and an unlabelled batch."""
 
-    def __init__(self, networks: Networks, config: Minimax, device: Device) -> None:
+    def __init__(self, networks: Networks, config: Minimax, device: Device, steps: int = 1) -> None:
+        """steps: of the whole training, for the schedule."""
+        self.steps = steps
         self.networks, self.config, self.device = networks, config, device
         encoder, classifier, discriminator = networks.encoder, networks.classifier, networks.discriminator
         self.modules = {"encoder": encoder, "classifier": classifier, "discriminator": discriminator}
         betas = (config.betas[0], config.betas[1])
-        self.game = Adam(
-            [
-                {"params": encoder.parameters(), "lr": config.lr_f},
-                {"params": classifier.parameters(), "lr": config.lr_c},
-            ],
-            betas=betas,
-            weight_decay=config.weight_decay,
-            fused=True,
+        players = [
+            {"params": encoder.parameters(), "lr": config.lr_f},
+            {"params": classifier.parameters(), "lr": config.lr_c},
+        ]
+        decay = config.weight_decay
+        self.game: torch.optim.Optimizer = (
+            SGD(players, lr=config.lr_f, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
+            if config.optimizer == "sgd"
+            else Adam(players, betas=betas, weight_decay=decay, fused=True)
         )
         self.judge = Adam(discriminator.parameters(), lr=config.lr_d, betas=betas, fused=True)
         self.optimizers = {"game": self.game, "judge": self.judge}
 
     def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
         """The three updates; losses cross_entropy, entropy (nats) and discriminator, detached."""
+        self._set_rates(progress)
         labelled, cross_entropy = self._descend_cross_entropy(inputs["labelled"])
         losses = {"cross_entropy": cross_entropy}
         if self.config.entropy_weight or self.config.discriminator:
             unlabelled, losses["entropy"] = self._play_entropy(inputs["unlabelled"])
             if self.config.discriminator:
-                weights = inputs["labelled"].weight, inputs["unlabelled"].weight
-                losses["discriminator"] = self._train_discriminator(labelled, unlabelled, weights)
+                losses["discriminator"] = self._train_discriminator(
+                    *self._seen_by_d(inputs, labelled, unlabelled),
+                    (inputs["labelled"].weight, inputs["unlabelled"].weight),
+                )
         return losses
+
+    def _set_rates(self, progress: float) -> None:
+        if self.config.schedule != "constant":
+            factor = schedule(self.config.schedule, progress, round(progress * self.steps))
+            for group, rate in zip(self.game.param_groups, (self.config.lr_f, self.config.lr_c), strict=True):
+                group["lr"] = rate * factor
 
     def _descend_cross_entropy(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         with self.device.autocast():
@@ -120,7 +157,8 @@ class MinimaxObjective:
     def _play_entropy(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         # Without the game (an ablation) D still needs the features, and F stays as the labelled images made it.
         playing = self.config.entropy_weight > 0
-        with self.device.autocast(), torch.set_grad_enabled(playing):
+        still = contextlib.nullcontext() if playing else statistics_kept(self.networks.encoder)
+        with self.device.autocast(), torch.set_grad_enabled(playing), still:
             features = self.networks.encoder(inputs.images)
             loss = entropy(self.networks.classifier(features, reverse=True).float()) * inputs.weight
         if playing:
@@ -128,13 +166,27 @@ class MinimaxObjective:
             descend(self.game, -self.config.entropy_weight * loss, self.device.world)
         return features.detach(), loss.detach()
 
+    def _seen_by_d(self, inputs: Mapping[str, Inputs], labelled: Tensor, unlabelled: Tensor) -> tuple[Tensor, Tensor]:
+        """The features that D learns from: those of the step's two passes, or computed again as the options say."""
+        config, encoder = self.config, self.networks.encoder
+        if config.d_features == "train" and not config.d_to_f:
+            return labelled, unlabelled
+        encoder.train(config.d_features == "train")
+        with self.device.autocast(), torch.set_grad_enabled(config.d_to_f > 0), statistics_kept(encoder):
+            seen = encoder(inputs["labelled"].images), encoder(inputs["unlabelled"].images)
+        encoder.train()
+        return seen
+
     def _train_discriminator(
         self, labelled: Tensor, unlabelled: Tensor, weights: tuple[float, float] = (1.0, 1.0)
     ) -> Tensor:
         with self.device.autocast():
-            logits = self.networks.discriminator(torch.cat([labelled, unlabelled]))
+            features = torch.cat([labelled, unlabelled])
+            if self.config.d_to_f:
+                features = scale_gradient(features, self.config.d_to_f)
+            logits = self.networks.discriminator(features)
             loss = discriminator_loss(logits[: len(labelled)].float(), logits[len(labelled) :].float(), weights)
-        descend(self.judge, loss, self.device.world)
+        descend(self.judge, loss, self.device.world, *([self.game] if self.config.d_to_f else []))
         return loss.detach()
 
 
@@ -142,9 +194,9 @@ def train_minimax(config: Chain, trainer: Trainer, labelled: np.ndarray, unlabel
     """Algorithm 1 on the pools of a round; labelled, unlabelled: int64 absolute indices. Resumes where it was."""
     trainer.seed(PHASE, "networks")
     networks = build_networks(config, trainer.device)
-    objective = MinimaxObjective(networks, config.minimax, trainer.device)
     m = config.minimax
     steps = steps_of(m.epochs, m.epoch_of, len(labelled) + len(unlabelled), len(labelled), m.batch)
+    objective = MinimaxObjective(networks, m, trainer.device, steps)
     trainer.run(PHASE, objective, {"labelled": labelled, "unlabelled": unlabelled}, m.batch, steps)
     networks.eval()
     return networks

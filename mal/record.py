@@ -69,7 +69,7 @@ class Recorder:
         known = {name: None if math.isnan(value) else value for name, value in outcome.signals.items()}
         files[run_folder.METRICS] = self._metrics(outcome) | {"signals": known}
         files[run_folder.HISTORY] = outcome.history
-        if self.config.keep_model or self.config.task.init == "continue":
+        if self.config.keep_model or "continue" in self.config.task.init:
             weights = {name: tensor.cpu().contiguous() for name, tensor in outcome.model.state_dict().items()}
             files[run_folder.MODEL] = safetensors.torch.save(weights)
         files |= outcome.samples

@@ -145,9 +145,9 @@ class Rounds:
 
     def _task_model(self, setting: Setting, trainer: Trainer) -> TaskModel:
         init = self.config.task.init
-        encoder = setting.minimax.encoder if init == "from_f" else None
+        encoder = setting.minimax.encoder if setting.starts_from_f else None
         before = None
-        if init == "continue" and setting.number > 0:
+        if "continue" in init and setting.number > 0:
             path = run_folder.round_folder(self.chain, setting.number - 1) / run_folder.MODEL
             weights = safetensors.torch.load(self.device.world.once(path.read_bytes))
             before = {name: tensor.to(self.device.torch) for name, tensor in weights.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,7 +15,7 @@ from mal.models.heads import TaskModel
 from mal.process.device import Device
 from mal.training.loop import Inputs, Trainer, descend, steps_of
 from mal.training.losses import cross_entropy
-from mal.training.optimizers import SGD, Adam
+from mal.training.optimizers import SGD, Adam, schedule
 
 PHASE = "task"
 
@@ -41,16 +40,6 @@ class Supervised:
         return {"cross_entropy": loss.detach()}
 
 
-def schedule(name: str, progress: float) -> float:
-    """The factor on the learning rate at a share of training: constant, cosine, a tenth after each quarter (VAAL)."""
-    if name == "constant":
-        return 1.0
-    if name == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    assert name == "quarters", name
-    return 0.1 ** int(progress * 4)
-
-
 def train_task_model(
     config: Chain,
     trainer: Trainer,
@@ -62,8 +51,8 @@ def train_task_model(
 ) -> TaskModel:
     """M on the labelled indices (int64); pool: images in the pool, of which an epoch may count.
 
-    encoder: F, where M starts from it (task.init=from_f); before: the weights of the round before, where M goes on
-    from them (task.init=continue); neither: Xavier (scratch). phase: another one gives another network, trained in
+    encoder: F, where M starts from it; before: the weights of the round before, where M goes on from them; neither:
+    Xavier (task.init=scratch). phase: another one gives another network, trained in
     another order (an ensemble's). method.dropout, where the method has it, is applied before the last layer.
     """
     trainer.seed(phase, "networks")

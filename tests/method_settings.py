@@ -19,11 +19,11 @@ from mal.run import folder as run_folder
 from mal.run.heartbeat import Progress
 
 # The methods that come with the toolkit; a user's own are beside them.
-OURS = (
+OURS = {
     *("mal", "mal_no_minimax", "mal_no_discriminator", "mal_entropy_query", "mal_diversity_query", "mal_init_random"),
-    *("vaal", "vaal_small", "coreset", "entropy", "bald", "random", "margin", "least_confidence", "badge", "batchbald"),
-    *("power_bald", "typiclust", "probcover", "ensemble"),
-)
+    *("vaal", "vaal_small", "vaal_published", "coreset", "entropy", "bald", "random", "margin", "least_confidence"),
+    *("badge", "batchbald", "power_bald", "typiclust", "probcover", "ensemble"),
+}
 QUICK = ("device=cpu", "threads=1", "seeds=1", "minimax.epochs=0.1", "task.epochs=0.5", "backbone.width=4")
 
 

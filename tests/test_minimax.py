@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from mal.config.schema import Minimax
 from mal.minimax import EPSILON, MinimaxObjective, Networks, build_networks, discriminator_loss, entropy
+from mal.models.heads import CosineClassifier, Discriminator
 from mal.training.loop import Inputs
 from tests.chains import CPU, chain_config
 
@@ -390,3 +392,102 @@ GOLDEN = [
     [2.2292078, 2.2305360, 1.3934968],
     [2.2372474, 2.2231522, 1.3955190],
 ]
+
+
+# ------------------------------------------------------------------------- options where the paper is silent
+
+
+def statistics(network: nn.Module) -> list[Tensor]:
+    return [b.clone() for name, b in network.named_buffers() if name.endswith(("running_mean", "running_var"))]
+
+
+def trained_once(**changes: Any) -> tuple[MinimaxObjective, dict[str, Tensor], dict[str, Tensor]]:
+    """An objective after one step, the step's losses, and the weights before it."""
+    networks = small_networks()
+    before = weights(networks)
+    objective = MinimaxObjective(networks, settings(**changes), CPU, steps=10)
+    return objective, objective.step(batches(), 0.5), before
+
+
+def test_without_the_game_the_unlabelled_leave_no_trace_in_f() -> None:
+    alone, _, _ = trained_once(entropy_weight=0.0, discriminator=False)
+    with_d, _, _ = trained_once(entropy_weight=0.0)
+    for one, other in zip(statistics(alone.networks.encoder), statistics(with_d.networks.encoder), strict=True):
+        assert torch.equal(one, other)
+    playing, _, _ = trained_once()
+    assert not torch.equal(statistics(playing.networks.encoder)[0], statistics(alone.networks.encoder)[0])
+
+
+def test_ds_loss_reaches_f_only_where_asked() -> None:
+    apart, _, _ = trained_once()
+    reached, _, _ = trained_once(d_to_f=1.0)
+    left, joined = weights(apart.networks), weights(reached.networks)
+    assert all(torch.equal(left[name], joined[name]) for name in left if name.startswith("C"))
+    assert any(not torch.equal(left[name], joined[name]) for name in left if name.startswith("F"))
+    # F descends D's loss: the gradient of the last update is that of the loss on features of that moment.
+    watch = Watch(small_networks(), d_to_f=0.25, lr_f=0.0, lr_c=0.0)
+    watch.objective.step(batches(), 0.0)
+    last, seen = watch.updates[-1]
+    assert last == "game"
+    networks = small_networks()
+    networks.discriminator.load_state_dict(
+        {name.removeprefix("D."): value for name, value in watch.after[1].items() if name.startswith("D.")}
+    )
+    both = torch.cat([networks.encoder(batches()[part].images) for part in ("labelled", "unlabelled")])
+    logits = networks.discriminator(both)
+    discriminator_loss(logits[:8], logits[8:]).backward()
+    for name, parameter in named(networks).items():
+        if name.startswith("F"):
+            torch.testing.assert_close(seen[name], 0.25 * parameter.grad)
+
+
+def test_d_learns_on_features_as_it_is_asked() -> None:
+    still = {"lr_f": 0.0, "lr_c": 0.0, "lr_d": 0.0}
+    objective, losses, _ = trained_once(d_features="eval", **still)
+    networks, inputs = objective.networks, batches()
+    assert networks.encoder.training
+    networks.encoder.eval()
+    logits = [networks.discriminator(networks.encoder(inputs[part].images)) for part in ("labelled", "unlabelled")]
+    torch.testing.assert_close(losses["discriminator"], discriminator_loss(logits[0], logits[1]).detach())
+    _, as_trained, _ = trained_once(**still)
+    assert abs(float(as_trained["discriminator"] - losses["discriminator"])) > 1e-4
+
+
+def test_d_sees_directions_over_t_where_asked() -> None:
+    torch.manual_seed(0)
+    config = chain_config("backbone.width=2", "minimax.d_input=normalised", "minimax.temperature=0.5")
+    judge = build_networks(config, CPU).discriminator
+    assert isinstance(judge, Discriminator)
+    features = torch.randn(5, 8)
+    torch.testing.assert_close(judge(features), judge(3 * features))
+    torch.testing.assert_close(judge(features), judge.layers(normalize(features, dim=1) / 0.5).squeeze(1))
+
+
+def test_prototypes_start_as_mmes_do_where_asked() -> None:
+    norms = {}
+    for start in ("xavier", "uniform"):
+        torch.manual_seed(0)
+        classifier = CosineClassifier(512, 256, 10, 0.05, start)
+        norms[start] = float(classifier.prototypes.weight.norm(dim=1).mean())
+    assert norms["uniform"] == pytest.approx(0.577, abs=0.02)
+    assert norms["xavier"] == pytest.approx(1.38, abs=0.05)
+
+
+def test_rates_follow_the_schedule_and_sgd_takes_nesterovs_momentum() -> None:
+    objective, _, before = trained_once(optimizer="sgd", schedule="inverse", lr_f=0.1, lr_c=1.0)
+    factor = (1 + 1e-4 * 5) ** -0.75
+    assert [group["lr"] for group in objective.game.param_groups] == pytest.approx([0.1 * factor, factor])
+    assert all(group["nesterov"] and group["momentum"] == 0.9 for group in objective.game.param_groups)
+    assert any(
+        not torch.equal(before[name], now) for name, now in weights(objective.networks).items() if name[0] == "F"
+    )
+
+
+def test_scores_are_float32_whatever_the_precision_of_training() -> None:
+    torch.manual_seed(0)
+    judge = Discriminator(64, 32)
+    features = torch.randn(20_000, 64).bfloat16()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        training, asked = judge(features), judge.eval()(features)
+    assert (training.dtype, asked.dtype) == (torch.bfloat16, torch.float32)
+    assert len(training.unique()) < 5000 < 19_000 < len(asked.unique())

@@ -17,9 +17,10 @@ from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
 from mal.process.interrupt import Interrupt
 from mal.run.heartbeat import Progress
-from mal.task import Supervised, schedule, train_task_model
+from mal.task import Supervised, train_task_model
 from mal.training.evaluate import evaluate
 from mal.training.loop import Inputs
+from mal.training.optimizers import schedule
 from mal.training.scan import Scanner
 from tests.chains import CPU, chain_config, made_up_images, plain_augmentation, trainer_in
 

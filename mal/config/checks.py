@@ -75,7 +75,7 @@ def validate(chain: Chain) -> None:
             f"rounds={chain.rounds} with initial={chain.initial} and budget={chain.budget} needs {needed} labels, but "
             f"the pool of {chain.dataset.name} has {pool} images: lower rounds, initial or budget."
         )
-    if needed == pool and (chain.task.init == "from_f" or chain.method["acquisition"] == "mal"):
+    if needed == pool and (chain.task.init.startswith("from_f") or chain.method["acquisition"] == "mal"):
         raise ValueError(
             f"rounds={chain.rounds} with initial={chain.initial} and budget={chain.budget} labels the whole pool of "
             f"{pool}, but Algorithm 1 needs unlabelled images in every round: lower rounds, initial or budget."
@@ -129,7 +129,8 @@ def check_numbers(chain: Chain) -> None:
     at_least |= {"dataset.max_pixels": 1}
     above: tuple[str, ...] = ("minimax.epochs", "minimax.temperature", "minimax.lr_f", "minimax.lr_c", "minimax.lr_d")
     above += ("task.epochs", "task.lr", "checkpoint_minutes", "collective_minutes")
-    not_negative = ("minimax.entropy_weight", "minimax.weight_decay", "task.weight_decay", "task.momentum")
+    not_negative: tuple[str, ...] = ("minimax.entropy_weight", "minimax.weight_decay", "minimax.d_to_f")
+    not_negative += ("task.weight_decay", "task.momentum")
     for key, low in at_least.items():
         if values[key] < low:
             raise ValueError(f"{key}={values[key]} is too small: it must be at least {low}.")

@@ -27,7 +27,7 @@ def check_registered(key: str, name: str, registry: tuple[str, str]) -> None:
     if module not in _imported(folder):
         raise ValueError(
             f"{key}={name}: mal/{folder}/{module}.py registers it, but mal/{folder}/__init__.py does not import it, so "
-            f"no job would find it. Add: from mal.{folder.replace('/', '.')} import {module}"
+            f"no job would find it. Add: from mal.{folder.replace('/', '.')} import {module} as {module}"
         )
 
 

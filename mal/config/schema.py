@@ -87,6 +87,12 @@ class Minimax:
     lr_d: float
     betas: list[float]
     weight_decay: float
+    optimizer: str = added("adam")
+    schedule: str = added("constant")
+    prototypes: str = added("xavier")
+    d_input: str = added("features")
+    d_features: str = added("train")
+    d_to_f: float = added(0.0)
 
 
 @dataclass(kw_only=True)

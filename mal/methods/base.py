@@ -70,6 +70,12 @@ class Setting:
         return self.number + 1 < self.config.rounds
 
     @property
+    def starts_from_f(self) -> bool:
+        """Whether task models start from MAL's F in this round."""
+        init = self.config.task.init
+        return init == "from_f" or (init == "from_f_continue" and self.number == 0)
+
+    @property
     def image_size(self) -> int:
         """The side of the images as networks see them in a scan, in pixels."""
         return self.config.dataset.crop or self.config.dataset.size
@@ -131,7 +137,7 @@ class Setting:
 
     def train_task_model(self, phase: str) -> TaskModel:
         """One more task model, trained as M is, from another initialisation and in another order of batches."""
-        encoder = self.minimax.encoder if self.config.task.init == "from_f" else None
+        encoder = self.minimax.encoder if self.starts_from_f else None
         pool = len(self.labelled) + len(self.unlabelled)
         return train_task_model(self.config, self._trainer, self.labelled, pool, encoder, None, phase)
 

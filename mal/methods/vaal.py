@@ -122,7 +122,7 @@ class VAAL(Method):
 
     def score(self, model: TaskModel) -> Scores:
         """labelledness: D's logit of the code's mean, which does not saturate as its probability does, (N,)."""
-        return self.setting.scan(self._labelledness, self.objective.vae, self.objective.discriminator)
+        return self.setting.scan(self.labelledness, self.objective.vae, self.objective.discriminator)
 
     def select(self, scores: Scores, budget: int) -> Query:
         """Lowest first, ties by lowest index."""
@@ -131,8 +131,9 @@ class VAAL(Method):
     def diagnostics(self, scores: Scores) -> dict[str, float]:
         """D's certainty of both pools."""
         setting, modules = self.setting, (self.objective.vae, self.objective.discriminator)
-        labelled = setting.scan_labelled(self._labelledness, *modules, phase="diagnose")
+        labelled = setting.scan_labelled(self.labelledness, *modules, phase="diagnose")
         return discriminator_signals(labelled["labelledness"], scores["labelledness"], 0.0)
 
-    def _labelledness(self, images: Tensor) -> dict[str, Tensor]:
+    def labelledness(self, images: Tensor) -> dict[str, Tensor]:
+        """D's logit of the mean of each image's code."""
         return {"labelledness": self.objective.discriminator(self.objective.vae.encode(images)[0])}

@@ -6,6 +6,8 @@ maps of features (B, d, h, w): the encoder says which ones fit it, by having a `
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -15,19 +17,38 @@ from torch import Tensor, nn
 from mal.models.backbones import without_autocast, xavier
 
 
-class _ReverseGradient(torch.autograd.Function):
+class _ScaleGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
         return features.view_as(features)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return -gradients[0]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+def scale_gradient(features: Tensor, factor: float) -> Tensor:
+    """The identity forward, the gradient times `factor` backward."""
+    return cast(Tensor, _ScaleGradient.apply(features, factor))
 
 
 def reverse_gradient(features: Tensor) -> Tensor:
     """The identity forward, the negated gradient backward (Ganin and Lempitsky 2015; Section 3.1)."""
-    return cast(Tensor, _ReverseGradient.apply(features))
+    return scale_gradient(features, -1.0)
+
+
+@contextlib.contextmanager
+def exact(module: nn.Module, features: Tensor) -> Iterator[Tensor]:
+    """The features that a head computes with: when it is asked, float32 whatever the precision of training.
+
+    In bf16 the scores of a large pool have some thousand values, and ties would go by index, which is often by class.
+    """
+    if module.training:
+        yield features
+    else:
+        with torch.autocast(features.device.type, enabled=False):
+            yield features.float() if features.dtype == torch.bfloat16 else features
 
 
 class Upsampling(nn.Module):
@@ -59,12 +80,15 @@ class Upsampling(nn.Module):
 class CosineClassifier(nn.Module):
     """C: a bottleneck, L2 normalisation, and K prototypes; logits are the products divided by T (Eq. 1)."""
 
-    def __init__(self, features: int, bottleneck: int, classes: int, temperature: float) -> None:
+    def __init__(
+        self, features: int, bottleneck: int, classes: int, temperature: float, prototypes: str = "xavier"
+    ) -> None:
+        """prototypes: their initialisation, xavier (the paper's), or uniform (torch's own, which MME's code has)."""
         super().__init__()
         self.bottleneck = nn.Linear(features, bottleneck)
         self.prototypes = nn.Linear(bottleneck, classes, bias=False)
         self.temperature = temperature
-        xavier(self)
+        xavier(self.bottleneck if prototypes == "uniform" else self)
 
     def forward(self, features: Tensor, reverse: bool = False) -> Tensor:
         """(B, d) to logits (B, K).
@@ -72,34 +96,42 @@ class CosineClassifier(nn.Module):
         reverse: negate the gradient between the prototypes and the bottleneck, so that one backward pass moves the
         prototypes against everything below them, which the bottleneck belongs to (as in MME).
         """
-        hidden = self.bottleneck(features)
-        if reverse:
-            hidden = reverse_gradient(hidden)
-        return cast(Tensor, self.prototypes(F.normalize(hidden, dim=1))) / self.temperature
+        with exact(self, features) as features:
+            hidden = self.bottleneck(features)
+            if reverse:
+                hidden = reverse_gradient(hidden)
+            return cast(Tensor, self.prototypes(F.normalize(hidden, dim=1))) / self.temperature
 
 
 class PixelClassifier(nn.Module):
     """C for segmentation: K prototypes as a 1x1 convolution on L2-normalised pixels, over T, then enlarged (3.2)."""
 
-    def __init__(self, features: int, classes: int, temperature: float, stride: int) -> None:
+    def __init__(
+        self, features: int, classes: int, temperature: float, stride: int, prototypes: str = "xavier"
+    ) -> None:
+        """prototypes: as of CosineClassifier."""
         super().__init__()
         self.prototypes = nn.Conv2d(features, classes, 1, bias=False)
         self.upsampling = Upsampling(stride)
         self.temperature = temperature
-        xavier(self)
+        if prototypes == "xavier":
+            xavier(self)
 
     def forward(self, features: Tensor, reverse: bool = False) -> Tensor:
         """(B, d, h, w) to logits (B, K, H, W); reverse: negate the gradient between the prototypes and F."""
-        if reverse:
-            features = reverse_gradient(features)
-        return cast(Tensor, self.upsampling(self.prototypes(F.normalize(features, dim=1)) / self.temperature))
+        with exact(self, features) as features:
+            if reverse:
+                features = reverse_gradient(features)
+            return cast(Tensor, self.upsampling(self.prototypes(F.normalize(features, dim=1)) / self.temperature))
 
 
 class Discriminator(nn.Module):
     """D: a perceptron of three layers with ReLU on F's features; its logit is positive for labelled (Section 4.1)."""
 
-    def __init__(self, features: int, hidden: int) -> None:
+    def __init__(self, features: int, hidden: int, temperature: float | None = None) -> None:
+        """temperature: T where D sees F / ||F|| / T, as Eq. 3 writes it; None: F's features as they are."""
         super().__init__()
+        self.temperature = temperature
         self.layers = nn.Sequential(
             nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
         )
@@ -107,7 +139,8 @@ class Discriminator(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d) to logits (B,)."""
-        return cast(Tensor, self.layers(features)).squeeze(1)
+        with exact(self, features) as features:
+            return cast(Tensor, self.layers(_over_t(features, self.temperature))).squeeze(1)
 
 
 class MapDiscriminator(nn.Module):
@@ -116,8 +149,10 @@ class MapDiscriminator(nn.Module):
     Paper: sizes unspecified; here kernel 3, stride 2, ReLU, and the mean over positions before the linear layer.
     """
 
-    def __init__(self, features: int, hidden: int) -> None:
+    def __init__(self, features: int, hidden: int, temperature: float | None = None) -> None:
+        """temperature: as of Discriminator; the length is that of each position's features."""
         super().__init__()
+        self.temperature = temperature
         layers: list[nn.Module] = []
         for inputs in (features, hidden, hidden):
             layers += [nn.Conv2d(inputs, hidden, 3, stride=2, padding=1), nn.ReLU()]
@@ -127,7 +162,21 @@ class MapDiscriminator(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d, h, w) to logits (B,)."""
-        return cast(Tensor, self.linear(pooled(self.layers(features)))).squeeze(1)
+        with exact(self, features) as features:
+            return cast(Tensor, self.linear(pooled(self.layers(_over_t(features, self.temperature))))).squeeze(1)
+
+
+class LinearHead(nn.Linear):
+    """M's last layer for classification."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, d) to logits (B, K)."""
+        with exact(self, features) as features:
+            return super().forward(features)
+
+
+def _over_t(features: Tensor, temperature: float | None) -> Tensor:
+    return features if temperature is None else F.normalize(features, dim=1) / temperature
 
 
 class PixelHead(nn.Module):
@@ -141,7 +190,8 @@ class PixelHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d, h, w) to logits (B, K, H, W)."""
-        return cast(Tensor, self.upsampling(self.convolution(features)))
+        with exact(self, features) as features:
+            return cast(Tensor, self.upsampling(self.convolution(features)))
 
 
 class TaskModel(nn.Module):
@@ -151,14 +201,14 @@ class TaskModel(nn.Module):
     map of features, whole channels.
     """
 
-    head: nn.Linear | PixelHead
+    head: LinearHead | PixelHead
 
     def __init__(self, backbone: nn.Module, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         features, stride = cast(int, backbone.features), stride_of(backbone)
         self.backbone = backbone
         self.dropout = nn.Dropout2d(dropout) if stride else nn.Dropout(dropout)
-        self.head = PixelHead(features, classes, stride) if stride else nn.Linear(features, classes)
+        self.head = PixelHead(features, classes, stride) if stride else LinearHead(features, classes)
         xavier(self.head)
 
     def forward(self, images: Tensor) -> Tensor:

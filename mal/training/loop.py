@@ -67,12 +67,15 @@ class Objective(Protocol):
         ...
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, world: World) -> None:
-    """One step of an optimiser down the sum over the processes of a loss (a scalar)."""
-    optimizer.zero_grad(set_to_none=True)
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, world: World, *others: torch.optim.Optimizer) -> None:
+    """One step of an optimiser, and of others, down the sum over the processes of a loss (a scalar)."""
+    optimizers = (optimizer, *others)
+    for each in optimizers:
+        each.zero_grad(set_to_none=True)
     loss.backward()
-    world.sum_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
-    optimizer.step()
+    for each in optimizers:
+        world.sum_gradients(parameter for group in each.param_groups for parameter in group["params"])
+        each.step()
 
 
 @dataclass

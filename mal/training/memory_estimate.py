@@ -50,7 +50,7 @@ def footprint(config: Chain, cuda: bool) -> Footprint:
     """Of one round of a chain, in this process."""
     backbone = build_backbone(config.backbone, config.dataset.channels)
     size = config.dataset.crop or config.dataset.size
-    minimax = config.task.init == "from_f" or config.method["acquisition"] == "mal"
+    minimax = config.task.init.startswith("from_f") or config.method["acquisition"] == "mal"
     batch = max(config.task.batch, config.minimax.batch if minimax else 0)
     weights = 4 * sum(parameter.numel() for parameter in backbone.parameters())
     task, game = 2 + MOMENTS[config.task.optimizer], 2 + MOMENTS["adam"]

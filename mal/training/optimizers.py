@@ -9,6 +9,7 @@ where a gradient's order is not its weight's: here it sees both as contiguous, i
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, TypeVar
 
 import torch
@@ -42,3 +43,18 @@ def _by_channel(tensor: Tensor) -> Tensor:
 
 Adam = _without_compiler(_InMemoryOrder)
 SGD = _without_compiler(torch.optim.SGD)
+
+
+def schedule(name: str, progress: float, step: int = 0) -> float:
+    """The factor on a learning rate at a share of training, in [0, 1).
+
+    constant; cosine; quarters: a tenth after each quarter (VAAL's code); inverse: (1 + 0.0001 step)^-0.75 (MME's code).
+    """
+    if name == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if name == "quarters":
+        return float(0.1 ** int(progress * 4))
+    if name == "inverse":
+        return float((1 + 1e-4 * step) ** -0.75)
+    assert name == "constant", name
+    return 1.0

@@ -260,7 +260,7 @@ def test_a_chain_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         (lambda text: text + "bugdet: 3\n", "bugdet"),
         (lambda text: text.replace("rounds: 2", "rounds: 0"), "rounds=0"),
         (lambda text: text[: len(text) // 2] + "\n[", "not YAML"),
-        (lambda text: text.replace("optimizer: adam", "optimizer: adm"), r"task\.optimizer=adm"),
+        (lambda text: text.replace("optimizer: adam\n  lr: ", "optimizer: adm\n  lr: "), r"task\.optimizer=adm"),
     ],
 )
 def test_an_edited_configuration_that_makes_no_sense_is_refused(tmp_path: Path, edit: Any, said: str) -> None:

@@ -285,7 +285,7 @@ def test_the_search_finds_labels_where_they_can_be_reached(tmp_path: Path, secre
 
 def test_a_method_sees_what_the_design_says_and_no_more(tmp_path: Path) -> None:
     assert {name for name in vars(Setting) if not name.startswith("_")} == {
-        "has_query", "image_size", "images", "random", "scan", "scan_labelled", "scan_at", "minimax",
+        "has_query", "starts_from_f", "image_size", "images", "random", "scan", "scan_labelled", "scan_at", "minimax",
         "minimax_is_trained", "seed_networks", "train", "train_task_model", "query", "random_query", "count_picks",
     }  # fmt: skip
     assert {name for name in vars(setting(tmp_path, "random")) if not name.startswith("_")} == {
