@@ -1,4 +1,4 @@
-"""Words under the figures: what is drawn, over what, and how to read it."""
+"""Captions of the figures: what is drawn, over what, and how to read it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OVERLAP = (
     "drawn from the same unlabelled images by all of them."
 )
 NEEDS = {
-    "class balance of queries": "no round says which classes its query has",
+    "class balance of queries": "no round recorded the classes of its query",
     "overlap of queries": "it needs two methods with two rounds and the same initial labels",
-    "map of features": "no round has kept its features (features.npz)",
-    "signals": "no round says how calibrated its networks were (it was run by an older version)",
+    "map of features": "no round kept its features (features.npz)",
+    "signals": "no round recorded the calibration of its networks (it was run by an older version)",
     "losses": "no round has a history.json",
 }
 
@@ -49,7 +49,7 @@ def maps(title: str) -> str:
 def signals(title: str) -> str:
     """Caption of a panel's signals."""
     return (
-        f"{title}: what each round recorded of itself, mean over seeds. Calibration error: expected, 15 bins, on the "
+        f"{title}: what each round recorded, mean over seeds. Calibration error: expected, 15 bins, on the "
         "test set. C: the classifier of Algorithm 1 on the test set. D: before the round's query; an AUC of 0.5 means "
         "that it cannot tell labelled from unlabelled. Rank correlation: 1 where the images of highest entropy are "
         "those that D is surest are unlabelled."
@@ -59,7 +59,7 @@ def signals(title: str) -> str:
 def losses(title: str) -> str:
     """Caption of a panel's losses."""
     return (
-        f"{title}: losses over the steps of each round (below: its number), as they were trained on, mean over seeds. "
+        f"{title}: losses over the steps of each round (below: its number), during training, mean over seeds. "
         "Algorithm 1's entropy is H of the unlabelled: F goes down it, C's prototypes go up it. D's loss is the sum of "
         "both sides, 2 log 2 = 1.39 where it guesses."
     )

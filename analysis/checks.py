@@ -1,4 +1,4 @@
-"""What a reader must know before believing a curve: each check names the chains that it is about."""
+"""Warnings that a reader of a curve must know; each names the chains that it is about."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Head, middle and tail classes of imbalanced pools, and what each method cost."""
+"""Head, middle and tail classes of imbalanced pools, and the cost of each method."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def classes_table(panel: Panel, rows: pd.DataFrame) -> tuple[Table | None, str]:
     imbalanced = [c for c in rows["pool_classes"] if isinstance(c, list) and min(c, default=0) * 2 <= max(c, default=0)]
     if not imbalanced:
         missing = "imbalanced" in panel.dataset and rows["pool_classes"].isna().all()
-        return None, "the rounds do not say how many images of each class the pool holds" if missing else ""
+        return None, "the rounds did not record how many images of each class the pool holds" if missing else ""
     last = panel.horizon - 1
     if last < 0:
         return None, "no round is common to all methods"
@@ -110,6 +110,6 @@ def cost_table(panel: Panel, rows: pd.DataFrame) -> Table:
         data.append((panel.key, method, mine["seed"].nunique(), count, *hours, preempted, device))
     measured = ["seconds_per_round", "std", "hours", "gpu_hours"]
     columns = ["dataset", "method", "seeds", "rounds", *measured, "preemptions", "device"]
-    heads = ["Method", "Seeds", "Rounds", "Seconds a round", "Hours", "GPU-hours", "Preemptions", "Device"]
+    heads = ["Method", "Seeds", "Rounds", "Seconds per round", "Hours", "GPU-hours", "Preemptions", "Device"]
     note = "Committed rounds only; time lost to interruptions counts as far as the rounds recorded it."
     return Table(f"cost_{panel.key}", f"Cost, {panel.title}", note, heads, out, pd.DataFrame(data, columns=columns))

@@ -1,4 +1,4 @@
-"""Learning curves, gains and cost: PNG for the eye, PDF for the paper."""
+"""Learning curves, gains and cost: PNG to look at, PDF for papers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def save(figure: Figure, stem: Path, dpi: int) -> None:
 
 
 def grid(count: int, entries: int, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """Axes for `count` panels, two a row, above a legend of `entries`; a single one is not stretched to full width."""
+    """Axes for `count` panels, two per row, above a legend of `entries`; a single one keeps its width."""
     columns = min(count, 2)
     rows = -(-count // columns)
     width, height = (WIDTH, height) if columns == 2 else (4.4, 2.6)

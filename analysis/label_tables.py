@@ -1,4 +1,4 @@
-"""Tables of what an accuracy costs in labels, and of what was there before any label was chosen."""
+"""Tables of the labels that an accuracy needs, and of the accuracy before any label was chosen."""
 
 from __future__ import annotations
 

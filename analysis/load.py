@@ -1,4 +1,4 @@
-"""Read committed rounds into one tidy frame, one row a round; nothing is averaged or dropped here without a word."""
+"""Read committed rounds into one tidy frame, one row per round; nothing is averaged, and what is dropped is named."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _json(path: str, expected: str | None = None) -> Any:
 def _signals(metrics: dict[str, Any]) -> dict[str, float]:
     """A round's signals by name; a confidence as what it exceeds its accuracy by, in points.
 
-    Of maps it is left out: the confidence is that of pixels, and the metric, mean IoU, is no share of them.
+    Of maps it is left out: the confidence is that of pixels, and the metric, mean IoU, is not a share of them.
     """
     signals = {name: float(value) for name, value in (metrics.get("signals") or {}).items() if value is not None}
     for prefix, value in (("", metrics.get("value")), ("c_", signals.get("c_value"))):

@@ -1,4 +1,4 @@
-"""The command line of `analysis/curves.py`: KEY=VALUE, as in `sweeps/launch.py`, and nothing heavier than that."""
+"""The command line of `analysis/curves.py`: KEY=VALUE, as in `sweeps/launch.py`, and no heavy import."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Turn the committed rounds under a runs folder into curves.csv, figures, tables a
                     report.html, tables/, ..., e.g. out=paper/figures
     figures=false   tables and report only (the same as --no-figures)
     methods=[...]   only these, e.g. methods=[mal,random]; default: all that have rounds
-    targets=[...]   accuracies whose price in labels is reported, e.g. targets=[80,90]; default: three in the range seen
-    baseline=NAME   the method that gains are counted from (default random), e.g. baseline=entropy
+    targets=[...]   accuracies whose number of labels is reported, e.g. targets=[80,90]; default: three values
+    baseline=NAME   the method that others are compared with (default random), e.g. baseline=entropy
     --help          this text
 """
 

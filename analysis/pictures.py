@@ -1,4 +1,4 @@
-"""Pictures of queries: image, truth, what the task model made of it before it was labelled, entropy.
+"""Pictures of queries: image, truth, the task model's prediction before it was labelled, entropy.
 
 In classification a figure with a row for each method; in segmentation a figure for each, with rows of maps.
 """

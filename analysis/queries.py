@@ -1,4 +1,4 @@
-"""What methods asked for: evenness over classes, overlap between methods, features of a round."""
+"""What methods queried: evenness over classes, overlap between methods, features of a round."""
 
 from __future__ import annotations
 

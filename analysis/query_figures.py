@@ -102,7 +102,7 @@ def draw_penalties(matrices: list[np.ndarray], titles: list[str], methods: list[
 
 
 def _sides(methods: int, rows: int) -> tuple[Figure, Any]:
-    """Axes (rows, 2) for two matrices a row, which stand below each other where there are many methods."""
+    """Axes (rows, 2) for two matrices per row, which stand below each other where there are many methods."""
     beside = methods <= BESIDE
     height = 0.27 * methods + (1.2 if beside else 1.7)
     shape, size = ((rows, 2), (WIDTH, height * rows)) if beside else ((2 * rows, 1), (WIDTH, 2 * height * rows))

@@ -381,7 +381,7 @@ def growth(candidates: int, budgets: list[int]) -> None:
 
 
 def growth_of_passes(count: int) -> None:
-    """Both read 20 passes of K = 10, 800 bytes a candidate; of 1,000 classes 80 kB, which bald adds up as they come."""
+    """Both read 20 passes of K = 10, 800 bytes per candidate; of 1,000 classes 80 kB, which bald sums as they come."""
     probabilities = dropout_passes(count, 20)
     batchbald(probabilities[:100], 10, np.random.default_rng(0))
     took, _ = timed(lambda: streamed_bald(probabilities), 1)

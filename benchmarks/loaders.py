@@ -1,4 +1,4 @@
-"""Images a second: ours from FFCV's files and through torch's workers, against ImageFolder + DataLoader and FFCV's own.
+"""Images per second: ours from FFCV's files and by torch's workers, against ImageFolder + DataLoader and FFCV's own.
 
 python -m benchmarks.loaders [--images 4000] [--workers 2] [--repeats 5] [--quick]
 
@@ -202,7 +202,7 @@ def ffcv_itself(file: Stored, workers: int) -> Turn:
 
 
 def rates(turns: dict[str, Turn], repeats: int) -> dict[str, list[float]]:
-    """Images a second of each, in turn, after one unmeasured time."""
+    """Images per second of each, in turn, after one unmeasured time."""
     for turn in turns.values():
         turn()
     found: dict[str, list[float]] = {name: [] for name in turns}
@@ -245,7 +245,7 @@ print(imported - began, time.perf_counter() - imported)
 
 
 def parts(tree: Folder, files: dict[str, Stored], workers: int, repeats: int) -> dict[str, float]:
-    """Where the time goes: microseconds an image of each part, for one batch."""
+    """Where the time goes: microseconds per image of each part, for one batch."""
     indices = np.arange(min(BATCH, len(tree)))
     ours = {mode: Ours("ffcv", file, len(tree), torch.device("cpu"), workers) for mode, file in files.items()}
     images = ours["raw"].loader.load(indices).images.clone()
@@ -341,7 +341,7 @@ def report(
             rates(pair, repeats),
             {"one subset, 20 epochs of a phase": 0.9},
         )
-    print("\nWhere the time goes, microseconds an image")
+    print("\nWhere the time goes, microseconds per image")
     for name, cost in parts(tree, files, workers, repeats).items():
         print(f"  {name:<56} {cost:>9.1f}")
     for mode, file in files.items():

@@ -2,7 +2,7 @@
 
 python -m benchmarks.scan_memory [--images 200000] [--quick]
 
-Each pool is scanned in a process of its own for two scores an image, and every image is checked to have come exactly
+Each pool is scanned in a process of its own for two scores per image, and every image is checked to have come exactly
 once, in its place. What counts is the largest private memory (RssAnon) above that before the file was opened: pages of
 the file itself are the system's cache, which it takes back when it needs them.
 """
@@ -140,7 +140,7 @@ def main() -> None:
             peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
             print(f"{count:,} images: {peaks[-1] / 2**20:.1f} MiB above what the process had")
     each = (peaks[1] - peaks[0]) / (counts[1] - counts[0])
-    print(f"{each:.1f} bytes an image (<= {LIMIT} {'met' if each <= LIMIT else 'MISSED'}), each scanned exactly once")
+    print(f"{each:.1f} bytes per image (<= {LIMIT} {'met' if each <= LIMIT else 'MISSED'}), each scanned exactly once")
     sys.exit(each > LIMIT)
 
 

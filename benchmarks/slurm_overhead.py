@@ -158,7 +158,7 @@ def launches(folder: Path, jobs: int) -> None:
     queued = len(read_queue())
     second = seconds_of(run)
     print(f"a launch of {queued} jobs, load {os.getloadavg()[0]:.1f}")
-    say("the command, with its start and the checks", first, f"{1e3 * first / queued:.1f} ms a job")
+    say("the command, with its start and the checks", first, f"{1e3 * first / queued:.1f} ms per job")
     say("the same command again: nothing is submitted twice", second, f"{len(read_queue()) - queued} jobs more")
 
 

@@ -1,4 +1,4 @@
-"""Listing image files: trees with one folder a class, and the sizes of many files on shared storage.
+"""Listing image files: trees with one folder per class, and the sizes of many files on shared storage.
 
 Importing this module imports neither torch nor Pillow: the command line counts a user's folders with it.
 """
@@ -167,7 +167,7 @@ def _shown(name: str) -> str:
 
 def _identity(root: Path, key: str) -> tuple[tuple[int, int], ...]:
     if not root.is_dir():
-        raise ValueError(f"{key}: {root} is no folder.")
+        raise ValueError(f"{key}: {root} is not a folder.")
     state = root.stat()
     return ((state.st_dev, state.st_ino),)
 

@@ -112,7 +112,7 @@ class Recorder:
         return counts[:classes].tolist()
 
     def _pool_classes(self, number: int) -> list[int]:
-        """Of the whole pool: read once a chain, since maps may be files; the ledger has checked the round before."""
+        """Of the whole pool: read once per chain, since maps may be files; the ledger has checked the round before."""
         if number == 0:
             return self._class_counts(self.dataset.pool)
         before = run_folder.read_json(run_folder.round_folder(self.chain, number - 1) / run_folder.METRICS)

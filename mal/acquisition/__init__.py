@@ -1,4 +1,4 @@
-"""Acquisition functions: numbers in, positions out. They know no model, no round and no configuration.
+"""Acquisition functions: arrays in, positions out. They do not depend on models, rounds or the configuration.
 
 A candidate is named by its position in the arrays given; every result is an int64 array of positions in order
 of choice. Modules that compile (numba) or that need scikit-learn import them at the first call, so that

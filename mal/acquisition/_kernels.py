@@ -1,4 +1,4 @@
-"""Compiled loops, kept in numba's on-disk cache. Imported at first use: numba alone takes a good part of a second.
+"""Compiled loops, kept in numba's on-disk cache. Imported at first use: importing numba takes most of a second.
 
 float32 features are subtracted and summed in float64, so every pair of points has one distance, however it is
 reached.

@@ -1,7 +1,7 @@
 """BADGE: k-means++ over gradient embeddings, which are never built.
 
 The gradient of the last layer at the predicted class is g = a outer h, a = p - e_y, h the features: K x D
-numbers a candidate. Its inner products factor, <g, g'> = <a, a'><h, h'>, and that is all k-means++ needs.
+numbers per candidate. Its inner products factor, <g, g'> = <a, a'><h, h'>, and that is all k-means++ needs.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What every acquisition asks of its arguments, so that all refuse the same things in the same words."""
+"""Checks of arguments that all acquisitions share, so that all give the same errors."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +23,7 @@ def check_budget(budget: int, candidates: int) -> int:
 
 
 def check_features(features: ArrayLike, name: str, width: int | None = None) -> NDArray[np.float32]:
-    """A C-contiguous float32 (N, D) array, copied only where it is none yet; ValueError where it cannot be one."""
+    """A C-contiguous float32 (N, D) array, copied only where it is not one yet; ValueError where it cannot be one."""
     array = np.asarray(features)
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"{name} has shape {array.shape}: must be (points, dimensions), with at least 1 dimension")
@@ -63,7 +63,7 @@ def check_probabilities(probabilities: ArrayLike, name: str, ndim: int) -> NDArr
         block = array[start : start + rows]
         sums = block.sum(axis=-1, dtype=np.float64)
         if not (np.all(np.abs(sums - 1) < 1e-3) and np.all(block >= 0)):
-            raise ValueError(f"{name} has rows that are no probabilities: must be >= 0 and sum to 1 (logits given?)")
+            raise ValueError(f"{name} has rows that are not probabilities: must be >= 0 and sum to 1 (logits given?)")
     return array
 
 

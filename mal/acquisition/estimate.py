@@ -1,4 +1,4 @@
-"""What an acquisition will need, before anything is computed: memory in bytes, arithmetic, and roughly the time."""
+"""What an acquisition needs, known before anything is computed: memory in bytes, arithmetic, and roughly the time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CPU_FLOPS = 5e10
-"""float32 operations a second that one core's matrix product reaches at the least."""
+"""float32 operations per second that a matrix product reaches on one core, at least."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Estimate:
         minutes = self.seconds() / 60
         return (
             f"{self.name}: {self.memory / 2**30:.3g} GiB beyond {self.inputs / 2**30:.3g} GiB of inputs, "
-            f"{self.flops / 1e12:.3g} TFLOP, about {minutes:.2g} min a core"
+            f"{self.flops / 1e12:.3g} TFLOP, about {minutes:.2g} min per core"
         )
 
 
@@ -80,7 +80,7 @@ class _Sizes:
 
 
 def _scores(name: str, passes: bool) -> Callable[[_Sizes], Estimate]:
-    """One score a candidate, streamed over batches of predictions."""
+    """One score per candidate, streamed over batches of predictions."""
 
     def needs(z: _Sizes) -> Estimate:
         runs = z.s if passes else 1
@@ -132,7 +132,7 @@ def _typiclust(z: _Sizes) -> Estimate:
 
 
 def _probcover(z: _Sizes) -> Estimate:
-    # Edges depend on delta: 100 a candidate are assumed here, and a sample is measured before the graph is
+    # Edges depend on delta: 100 per candidate are assumed here, and a sample is measured before the graph is
     # built.
     inputs = 4 * z.d * (z.n + z.m)
     flops = 2.0 * z.n * (z.n + z.m) * z.d

@@ -38,7 +38,7 @@ def kcenter_greedy(
     without labelled centres the first pick is position 0. `block` centres are folded in at a time; `pool`
     candidates are kept in view (default: N / 16, at least 4096): both change the time only. With a `device`
     other than cpu the products run there, in float32 proper; the features are kept on both sides. Memory: the
-    features as given and 52 bytes a candidate.
+    features as given and 52 bytes per candidate.
     Returns int64 (budget,) in order of choice. Raises ValueError for features that are not finite.
     Source: Sener & Savarese, Active Learning for CNNs: A Core-Set Approach (ICLR 2018), algorithm 1.
     """

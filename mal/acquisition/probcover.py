@@ -26,7 +26,7 @@ def probcover(
 
     features_ND: (N, D) candidates; centres_MD: (M, D) labelled features, whose balls are covered from the
     start, or None. Distances are those of the float32 features in float64; ties go to the lowest position; a
-    candidate is chosen once. The graph is built in blocks: 4 bytes an edge, N * N * D multiplications.
+    candidate is chosen once. The graph is built in blocks: 4 bytes per edge, N * N * D multiplications.
     `progress` counts its rows, then the picks.
     Returns int64 (budget,) in order of choice. Raises ValueError where a sample says that the graph will not
     fit in `memory` bytes (default: what is free). Source: Yehuda et al., Active Learning Through a Covering

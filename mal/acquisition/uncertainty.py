@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-_ROWS = 16_384 * 1_000  # numbers a block: 128 MB in float64, a few of them at once
+_ROWS = 16_384 * 1_000  # numbers per block: 128 MB in float64, a few of them at once
 
 
 def _module(array: Any) -> Any:

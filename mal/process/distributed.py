@@ -1,4 +1,4 @@
-"""Several processes at one chain: srun's tasks or torchrun's workers, each with a GPU of its own, or on CPUs.
+"""Several processes that share one chain: srun's tasks or torchrun's workers, each with its own GPU, or on CPUs.
 
     srun -n4 python -m mal.chain RUNS/NAME/METHOD/seed-S
 
@@ -232,7 +232,7 @@ def join(cuda: bool, minutes: float, agreed: tuple[type[Exception], ...] = ()) -
     if size == 1:
         yield ALONE
         return
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # whose end others see first is no news
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # which process others see end first does not matter
     import torch
     import torch.distributed as dist
 
@@ -259,7 +259,7 @@ def join(cuda: bool, minutes: float, agreed: tuple[type[Exception], ...] = ()) -
 def leave(status: int) -> NoReturn:
     """End this process with an exit status; everything that counts is on disk.
 
-    Without the interpreter's own clearing up: with torch loaded it takes a second and more, and where there are several
+    Without the interpreter's own clearing up: with torch loaded it takes over a second, and where there are several
     processes srun may kill the rest when one has ended.
     """
     logging.shutdown()

@@ -46,7 +46,7 @@ class Progress:
         self.interrupt.check()
 
     def at(self, step: int) -> None:
-        """Note the step; written to disk at most once a second."""
+        """Note the step; written to disk at most once per second."""
         self._state["step"] = step
         if time.monotonic() - self._beat >= BEAT_SECONDS:
             self._write()

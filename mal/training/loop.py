@@ -80,7 +80,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, world: World, *other
 
 @dataclass
 class History:
-    """Mean losses over windows of steps, summed on the device and read once a window."""
+    """Mean losses over windows of steps, summed on the device and read once per window."""
 
     window: int
     curves: dict[str, list[float]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a round will need at its peak, said before it starts; what it needed is in its provenance.
+"""The peak memory of a round, estimated before it starts; what it took is in its provenance.
 
 An estimate from shapes alone: weights, gradients and optimisers' moments; what autograd keeps of a batch, found by a
 pass of two images; the copy that a checkpoint is written from. Not in it: what a query's selection needs, which each
@@ -64,7 +64,7 @@ def footprint(config: Chain, cuda: bool) -> Footprint:
 
 
 def kept_bytes(network: nn.Module, channels: int, size: int) -> tuple[int, int]:
-    """Bytes an image that autograd keeps of a forward pass in float32, all together and of the largest tensor."""
+    """Bytes per image that autograd keeps of a forward pass in float32, all together and of the largest tensor."""
     own = {tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())}
     kept: dict[int, Tensor] = {}
 

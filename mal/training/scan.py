@@ -201,5 +201,5 @@ class Blocks:
 
 
 def batch_of(classes: int, pixels: int) -> int:
-    """Images a batch of a scan: 512, fewer where each has predictions of `classes` for many `pixels`."""
+    """Images per batch of a scan: 512, fewer where each has predictions of `classes` for many `pixels`."""
     return max(1, min(BATCH, OUTPUTS // (classes * pixels)))

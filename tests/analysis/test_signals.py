@@ -84,7 +84,7 @@ def test_rounds_without_signals_or_losses_are_named(tmp_path: Path) -> None:
     write_chain(tmp_path / "runs", "mal", 0, VALUES)
     assert run(f"runs={tmp_path / 'runs'}", f"out={tmp_path}") == 0
     text = (tmp_path / "sweep" / "report.md").read_text()
-    assert "signals: no round says" in text
+    assert "signals: no round recorded" in text
     assert "losses: no round has a history.json" in text
 
 

@@ -75,7 +75,7 @@ def test_an_interrupted_scan_goes_on_behind_its_last_batch(tmp_path: Path, stop:
     beat = read_progress(tmp_path)
     assert beat is not None
     assert beat["steps"] == 95
-    assert beat["step"] >= stop * BATCH  # noted once a second, but at the start of a phase always
+    assert beat["step"] >= stop * BATCH  # noted once per second, but at the start of a phase always
 
 
 def test_a_scan_interrupted_again_and_again_takes_each_image_once(tmp_path: Path) -> None:

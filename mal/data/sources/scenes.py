@@ -1,7 +1,7 @@
 """Scenes for segmentation, composed from images of single objects, with a class for each pixel.
 
-A scene is a pure function of (dataset, part, its number): a textured background, bars that are no objects, then objects
-of various sizes and brightness, each in front of those before it, some partly out of the frame. Class 0 is the
+A scene is a pure function of (dataset, part, its number): a textured background, bars that are not objects, then
+objects of various sizes and brightness, each in front of those before it, some partly out of the frame. Class 0 is the
 background; class k of the objects is class k + 1, and its frequency falls with k by the power FALL, as in real scenes.
 Test scenes show test images alone.
 

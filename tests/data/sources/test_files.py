@@ -304,7 +304,7 @@ def test_images_and_maps_that_do_not_pair_are_named(roads: Path) -> None:
     (roads / "bdd100k/labels/sem_seg/masks/train" / f"{last}.png").unlink()
     with pytest.raises(ValueError, match=f"do not pair: {first}, {last} in one of them only"):
         load(ROADS, roads, 0)
-    with pytest.raises(ValueError, match=r"dataset\.root: .*images/10k/train is no folder"):
+    with pytest.raises(ValueError, match=r"dataset\.root: .*images/10k/train is not a folder"):
         load(ROADS, roads / "nowhere", 0)
 
 
@@ -356,7 +356,7 @@ def test_a_users_mistakes_with_folders_are_named(tmp_path: Path) -> None:
     write_folders(tmp_path)
     with pytest.raises(ValueError, match=r"dataset\.test_images is not set: give both"):
         chain("dataset=folder", f"dataset.train_images={tmp_path}/train")
-    with pytest.raises(ValueError, match=r"dataset\.train_images: .*trian is no folder"):
+    with pytest.raises(ValueError, match=r"dataset\.train_images: .*trian is not a folder"):
         chain("dataset=folder", f"dataset.train_images={tmp_path}/trian", f"dataset.test_images={tmp_path}/test")
     config = folder(tmp_path)
     shutil.rmtree(tmp_path / "test" / "bee")
