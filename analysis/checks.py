@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.load import Chain, Finding, Runs
 from analysis.panels import Panel
+from analysis.reading import Chain, Finding, Runs
 
 # Keys on which methods must agree to be compared; the others are a method's own.
 PROTOCOL = ("dataset", "rounds", "initial", "budget", "backbone", "task", "precision", "loader")

@@ -19,10 +19,10 @@ except ImportError as error:
         f"curves.py: {error} in {sys.executable}: start .venv/bin/python (make setup), or activate your environment."
     )
 
-from analysis.options import HELP, Options, hint, parse, wants_help
+from analysis.options import HELP, Options, hint, parse, sweeps_of, wants_help
 
 if TYPE_CHECKING:
-    from analysis.load import Runs
+    from analysis.reading import Runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,16 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def reports_of(options: Options) -> list[tuple[str, tuple[str, ...]]]:
     """Name and sweeps of each report to write. Raises ValueError where a sweep or the runs folder is not there."""
-    from mal.run import folder as run_folder
-
-    if not options.runs.is_dir():
-        raise ValueError(f"runs={options.runs}: no such folder. Start a sweep with sweeps/launch.py, or set runs=DIR.")
-    known = run_folder.sweep_names(options.runs)
-    if not known:
-        raise ValueError(f"runs={options.runs}: no sweep there. Start one with sweeps/launch.py, or set runs=DIR.")
-    for name in options.names:
-        if name not in known:
-            raise ValueError(f"name={name}: no such sweep{hint(name, known)} Under {options.runs}: {', '.join(known)}.")
+    known = sweeps_of(options.runs, options.names)
     if options.names:
         return [("+".join(options.names), options.names)]
     return [(name, (name,)) for name in known]
@@ -65,7 +56,7 @@ def write(options: Options, name: str, sweeps: tuple[str, ...], optional: bool =
     optional: a sweep without a committed round is passed over with a line; else it is a ValueError.
     """
     from analysis import report
-    from analysis.load import load
+    from analysis.reading import load
 
     began = time.perf_counter()
     runs = only(load(options.runs, sweeps), options.methods)
@@ -105,7 +96,7 @@ def only(runs: Runs, methods: Sequence[str]) -> Runs:
             )
     if not methods:
         return runs
-    from analysis.load import Runs
+    from analysis.reading import Runs
 
     rounds = runs.rounds[runs.rounds["method"].isin(methods)].reset_index(drop=True)
     return Runs(rounds, tuple(chain for chain in runs.chains if chain.method in methods), runs.findings)

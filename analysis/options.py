@@ -51,6 +51,24 @@ def hint(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else "."
 
 
+def sweeps_of(runs: Path, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """The named sweeps below a runs folder, all of them where none is named.
+
+    Raises ValueError where the folder, or one of the sweeps, is not there.
+    """
+    from mal.run import folder as run_folder
+
+    if not runs.is_dir():
+        raise ValueError(f"runs={runs}: no such folder. Start a sweep with sweeps/launch.py, or set runs=DIR.")
+    known = run_folder.sweep_names(runs)
+    if not known:
+        raise ValueError(f"runs={runs}: no sweep there. Start one with sweeps/launch.py, or set runs=DIR.")
+    for name in names:
+        if name not in known:
+            raise ValueError(f"name={name}: no such sweep{hint(name, known)} Under {runs}: {', '.join(known)}.")
+    return tuple(names) or tuple(known)
+
+
 def wants_help(arguments: Sequence[str]) -> bool:
     """Whether --help or -h was given."""
     return any(argument in ("--help", "-h") for argument in arguments)

@@ -16,6 +16,7 @@ class Panel:
 
     values: (M, S, R), percent. labeled, pool: (M, S, R). hours: (M, S, R), GPU-hours spent up to and with a round, or
     hours of the whole machine where no GPU was used (see on_gpu); NaN from the first missing round on.
+    planned: the most rounds that one of its chains is to have.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Panel:
     pool: np.ndarray
     hours: np.ndarray
     on_gpu: bool
+    planned: int
 
     def index(self, method: str) -> int | None:
         """The position of a method, None where it did not run."""
@@ -71,6 +73,21 @@ class Panel:
         h = self.horizon
         return stats.area_under_budget(self.labeled[..., :h], self.values[..., :h])
 
+    def finished_areas(self) -> np.ndarray:
+        """Area under the budget curve over all planned rounds (M, S), in percent; NaN for chains that have not all."""
+        if self.planned > len(self.rounds):
+            return np.full(self.values.shape[:2], np.nan)
+        return stats.area_under_budget(self.labeled, self.values)
+
+    def by_name(self, rows: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
+        """A column of the panel's rows that holds values by name, as (M, S, R) each; NaN where a round has no such."""
+        cubes: dict[str, np.ndarray] = {}
+        for method, seed, number, values in rows[["method", "seed", "round", column]].values:
+            at = self.methods.index(method), self.seeds.index(seed), number
+            for name, value in values.items():
+                cubes.setdefault(name, np.full(self.values.shape, np.nan))[at] = value
+        return cubes
+
 
 def panels_of(frame: pd.DataFrame) -> list[Panel]:
     """The panels of a frame of rounds, in the order of its rows."""
@@ -109,6 +126,7 @@ def _panel(key: str, rows: pd.DataFrame) -> Panel:
         pool=cube(rows["pool"].to_numpy(float)),
         hours=np.cumsum(cube(rows["seconds"].to_numpy(float) * share / 3600), axis=-1),
         on_gpu=on_gpu,
+        planned=int(max(rows["planned"].max(), len(rounds)) if rows["planned"].notna().any() else len(rounds)),
     )
 
 

@@ -20,8 +20,8 @@ from matplotlib.patches import Patch
 
 from analysis import style
 from analysis.figures import WIDTH, legend_columns
-from analysis.load import Runs
 from analysis.panels import Panel
+from analysis.reading import Runs
 from mal.run import folder as run_folder
 
 IGNORED = 255

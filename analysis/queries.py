@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import stats
-from analysis.load import labels_of
 from analysis.panels import Panel
+from analysis.reading import labels_of
 from mal.run import folder as run_folder
 
 UNLABELLED, LABELLED, QUERIED = 0, 1, 2

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import captions, checks, class_tables, label_tables, queries, references, signals, style, tables
-from analysis.load import Finding, Runs
+from analysis import captions, checks, class_tables, diagnostics, label_tables, queries, references, style, tables
 from analysis.options import Options
 from analysis.panels import Panel, curves, panels_of
-from analysis.table import Table
+from analysis.reading import Finding, Runs
+from analysis.table import Table, write_csv
 
 TEMPLATE = Path(__file__).with_name("report.html")
 FIGURES = (
@@ -64,7 +64,8 @@ def build(runs: Runs, name: str, options: Options) -> Report:
     _clear(folder, options.figures)
     panels = panels_of(runs.rounds)
     report = Report(name, folder, lead(runs, panels), checks.check(runs, panels), [], [])
-    curves(panels).to_csv(folder / "curves.csv", index=False, float_format="%.6g")
+    write_csv(curves(panels), folder / "curves.csv")
+    write_csv(runs.tidy, folder / "rounds.csv")
     sections = _sections(runs, panels, options, report.left_out)
     if options.figures:
         _draw(runs, panels, options, report, sections)
@@ -145,7 +146,7 @@ def _sections(runs: Runs, panels: list[Panel], options: Options, left_out: list[
         _add(sections["classes"], classes)
         if reason:
             left_out.append(f"{panel.title}: head, middle and tail classes; {reason}")
-        _add(sections["inside"], signals.signals_table(panel, signals.signals_of(panel, rows)))
+        _add(sections["inside"], diagnostics.signals_table(panel, diagnostics.signals_of(panel, rows)))
         _add(sections["cost"], class_tables.cost_table(panel, rows))
     penalties = tables.penalty_tables(panels)
     sections["penalty"].tables += penalties
@@ -214,18 +215,18 @@ def _draw_queries(runs: Runs, panels: list[Panel], report: Report, keep: Callabl
 
 def _draw_inside(runs: Runs, panels: list[Panel], report: Report, keep: Callable[[str, str, Any, str], None]) -> None:
     """Signals and losses of the panels whose rounds recorded them."""
-    from analysis import signal_figures
+    from analysis import diagnostic_figures
 
     told, trained = False, False
     for panel in panels:
         rows = runs.rounds[runs.rounds["panel"] == panel.key]
-        if found := signals.signals_of(panel, rows):
+        if found := diagnostics.signals_of(panel, rows):
             told = True
-            figure = signal_figures.draw_signals(panel, found)
+            figure = diagnostic_figures.draw_signals(panel, found)
             keep("inside", f"signals_{panel.key}", figure, captions.signals(panel.title))
-        if losses := signals.losses_of(panel, rows):
+        if losses := diagnostics.losses_of(panel, rows):
             trained = True
-            figure = signal_figures.draw_losses(panel, losses)
+            figure = diagnostic_figures.draw_losses(panel, losses)
             keep("inside", f"losses_{panel.key}", figure, captions.losses(panel.title))
     missing = {"signals": told, "losses": trained}
     report.left_out += [f"{what}: {captions.NEEDS[what]}" for what, found in missing.items() if not found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ class Table:
     """Texts for people and numbers for programs.
 
     stem: file name. note: how to read it. columns: headings, the first one for the row names. rows: as many texts each.
-    bold: (row, column) of the cells that are significantly best. data: what goes into the CSV file, unrounded.
+    bold: (row, column) of the cells that are significantly best. data: what goes into the CSV file, in full precision.
     """
 
     stem: str
@@ -52,10 +53,19 @@ class Table:
     def write(self, folder: Path) -> None:
         """STEM.csv, STEM.md and STEM.tex."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.data.to_csv(folder / f"{self.stem}.csv", index=False, float_format="%.6g")
+        write_csv(self.data, folder / f"{self.stem}.csv")
         title = f"**{self.title}.** {self.note}".strip()
         (folder / f"{self.stem}.md").write_text(f"{title}\n\n{self.markdown()}", encoding="utf-8")
         (folder / f"{self.stem}.tex").write_text(self.latex(), encoding="utf-8")
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """A frame as CSV without its index: numbers in the shortest form that reads back to the same bits."""
+    frame.to_csv(path, index=False, float_format=_shortest)
+
+
+def _shortest(value: Any) -> str:
+    return repr(float(value)).removesuffix(".0")
 
 
 _ESCAPES = {

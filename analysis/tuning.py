@@ -30,8 +30,8 @@ import pandas as pd
 import yaml
 
 from analysis.curves import reports_of
-from analysis.load import Chain, Runs, load
 from analysis.options import parse
+from analysis.reading import Chain, Runs, load
 from analysis.stats import area_under_budget
 from analysis.table import Table, mean_std
 

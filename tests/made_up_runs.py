@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from analysis import curves, panels
-from analysis.load import Runs, load
+from analysis.reading import Runs, load
 from mal.files import sha256
 from mal.run import folder as run_folder
 

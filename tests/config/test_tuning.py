@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from analysis import tuning
-from analysis.load import load
+from analysis.reading import load
 from mal.config.compose import compose_sweep
 from mal.config.tuning import draw_trials
 from tests.made_up_runs import write_chain

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from analysis.options import sweeps_of
 from mal.files import sha256
 from mal.run import folder as run_folder
 
@@ -28,6 +29,7 @@ COLUMNS = (
     "method",
     "seed",
     "round",
+    "planned",
     "labeled",
     "pool",
     "percent",
@@ -41,6 +43,7 @@ COLUMNS = (
     "per_class",
     "query_classes",
     "pool_classes",
+    "floor",
     "signals",
     "fingerprint",
     "code",
@@ -51,6 +54,9 @@ COLUMNS = (
     "pool_hash",
     "folder",
 )
+# Columns that hold several values: sections of metrics.json by name, and lists over the classes.
+SECTIONS = ("floor", "signals")
+LISTS = ("per_class", "query_classes", "pool_classes")
 
 
 @dataclass(frozen=True)
@@ -93,19 +99,41 @@ class Chain:
 
 @dataclass(frozen=True)
 class Runs:
-    """Everything read. rounds: COLUMNS; panels in the order of their sweeps, then by method, seed and round."""
+    """Everything read. rounds: COLUMNS; panels in the order of their sweeps, then by method, seed and round.
+
+    findings: what could not be believed or is missing, one sentence each.
+    """
 
     rounds: pd.DataFrame
     chains: tuple[Chain, ...]
     findings: tuple[Finding, ...]
 
+    @property
+    def tidy(self) -> pd.DataFrame:
+        """The rounds with a column for each signal and each simple classifier, and lists as JSON texts: rounds.csv."""
+        parts = [self.rounds.drop(columns=list(SECTIONS))]
+        for section in SECTIONS:
+            columns = pd.DataFrame(list(self.rounds[section]), index=self.rounds.index, dtype=float)
+            parts.append(columns.add_prefix(f"{section}."))
+        frame = pd.concat(parts, axis=1)
+        for column in LISTS:
+            frame[column] = [json.dumps(value) if isinstance(value, list) else None for value in frame[column]]
+        return frame
 
-def load(runs: Path, names: Sequence[str]) -> Runs:
-    """All committed rounds of the named sweeps.
+
+def load(runs: Path | str = "runs", names: str | Sequence[str] = ()) -> Runs:
+    """All committed rounds of a sweep or of several, of every sweep below `runs` where none is named.
 
     metrics.json and provenance.json are checked against the hashes in COMMITTED; a round that differs is left out and
-    named in the findings. The index arrays are not read here (see `overlap`).
+    named in the findings. The index arrays are not read here (see `labels_of`). Raises ValueError where the folder or a
+    sweep is not there.
+
+        from analysis import load
+        runs = load("runs", "digits")
+        runs.tidy.groupby(["method", "labeled"])["value"].agg(["mean", "std", "count"])
     """
+    runs = Path(runs)
+    names = sweeps_of(runs, (names,) if isinstance(names, str) else names)
     rows: list[dict[str, Any]] = []
     chains: list[Chain] = []
     findings: list[Finding] = []
@@ -125,6 +153,7 @@ def load(runs: Path, names: Sequence[str]) -> Runs:
 def _read_chain(sweep: str, folder: Path) -> tuple[Chain, list[dict[str, Any]], list[Finding]]:
     method, seed = folder.parent.name, int(folder.name.removeprefix("seed-"))
     config = _flatten(yaml.load((folder / run_folder.CONFIG).read_bytes(), Loader) or {})
+    planned = config["rounds"] if isinstance(config.get("rounds"), int) else None
     rows: list[dict[str, Any]] = []
     findings: list[Finding] = []
     committed: list[int] = []
@@ -139,23 +168,12 @@ def _read_chain(sweep: str, folder: Path) -> tuple[Chain, list[dict[str, Any]], 
             continue
         if row is not None:
             committed.append(number)
-            rows.append({"sweep": sweep, "method": method, "seed": seed, "round": number, **row})
+            rows.append({"sweep": sweep, "method": method, "seed": seed, "round": number, "planned": planned, **row})
         elif (round_folder / run_folder.FAILED).is_file():
             failed = number, _failure(round_folder / run_folder.FAILED)
         else:
             started = number
-    planned = config.get("rounds")
-    chain = Chain(
-        sweep,
-        method,
-        seed,
-        folder,
-        config,
-        planned if isinstance(planned, int) else None,
-        tuple(committed),
-        failed,
-        started,
-    )
+    chain = Chain(sweep, method, seed, folder, config, planned, tuple(committed), failed, started)
     return chain, rows, findings
 
 
@@ -188,7 +206,8 @@ def _read_round(folder: str) -> dict[str, Any] | None:
         "per_class": metrics.get("per_class"),
         "query_classes": metrics.get("query_classes"),
         "pool_classes": metrics.get("pool_classes"),
-        "signals": _signals(metrics),
+        "floor": _floor(metrics, folder),
+        "signals": {name: float(v) for name, v in (metrics.get("signals") or {}).items() if v is not None},
         "fingerprint": provenance.get("fingerprint"),
         "code": provenance.get("code"),
         "git_commit": provenance.get("git_commit"),
@@ -217,17 +236,15 @@ def _json(path: str, expected: str | None = None) -> Any:
         raise run_folder.DamagedRun(f"{path} is not valid JSON ({error}).") from None
 
 
-def _signals(metrics: dict[str, Any]) -> dict[str, float]:
-    """A round's signals by name; a confidence as what it exceeds its accuracy by, in points.
-
-    Of maps it is left out: the confidence is that of pixels, and the metric, mean IoU, is not a share of them.
-    """
-    signals = {name: float(value) for name, value in (metrics.get("signals") or {}).items() if value is not None}
-    for prefix, value in (("", metrics.get("value")), ("c_", signals.get("c_value"))):
-        confidence = signals.pop(f"{prefix}confidence", None)
-        if confidence is not None and value is not None and metrics.get("metric") == "accuracy":
-            signals[f"{prefix}overconfidence"] = confidence - value
-    return signals
+def _floor(metrics: dict[str, Any], folder: str) -> dict[str, float]:
+    """What simple classifiers reach on the round's labels, percent by name; what was not computed is left out."""
+    floor = metrics.get("floor") or {}
+    known = {name: value for name, value in floor.items() if value is not None} if isinstance(floor, dict) else None
+    if known is None or not all(isinstance(v, int | float) and 0 <= v <= 100 for v in known.values()):
+        raise run_folder.DamagedRun(
+            f"{folder}/{run_folder.METRICS} has floor {floor}: percentages by name are allowed."
+        )
+    return {name: float(value) for name, value in known.items()}
 
 
 def _versions(provenance: dict[str, Any]) -> str:

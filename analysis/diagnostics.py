@@ -38,12 +38,16 @@ def name_of(signal: str) -> str:
 
 
 def signals_of(panel: Panel, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Each signal of a panel's rounds, (M, S, R), NaN where a round does not tell; the known ones first."""
-    cubes: dict[str, np.ndarray] = {}
-    for method, seed, round_number, signals in rows[["method", "seed", "round", "signals"]].values:
-        at = panel.methods.index(method), panel.seeds.index(seed), round_number
-        for signal, value in signals.items():
-            cubes.setdefault(signal, np.full(panel.values.shape, np.nan))[at] = value
+    """Each signal of a panel's rounds, (M, S, R), NaN where a round does not tell; the known ones first.
+
+    A confidence is told as what it exceeds its accuracy by, in points. Of maps it is left out: the confidence is that
+    of pixels, and the metric, mean IoU, is no share of them.
+    """
+    cubes = panel.by_name(rows, "signals")
+    for prefix, value in (("", panel.values), ("c_", cubes.get("c_value"))):
+        confidence = cubes.pop(f"{prefix}confidence", None)
+        if confidence is not None and value is not None and panel.metric == "accuracy":
+            cubes[f"{prefix}overconfidence"] = confidence - value
     known = [signal for signal in NAMES if signal in cubes]
     return {signal: cubes[signal] for signal in [*known, *sorted(set(cubes) - set(NAMES))]}
 

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import stats, style
+from analysis.diagnostics import Losses, name_of
 from analysis.figures import grid, handle, label_axis, legend, line, weight
 from analysis.panels import Panel
-from analysis.signals import Losses, name_of
 
 WORDS = {"minimax": "Algorithm 1", "task": "Training of M", "vaal": "VAAL"}
 DECADES = 2.0  # losses that span more are drawn on a logarithmic axis

@@ -1,0 +1,68 @@
+"""What notebooks read: `from analysis import load`, its tidy frame, and rounds.csv with every bit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.made_up_runs import run, write_chain
+
+FLOOR = {"1nn": 61.25, "logistic": None, "svm": 70.1 / 3}
+
+
+def write(runs: Path) -> None:
+    more = {"signals": {"confidence": 80.5, "d_auc": None}, "floor": FLOOR, "per_class": [50.0, None]}
+    for name, dataset in (("one", "digits"), ("two", "fashion_mnist")):
+        write_chain(runs, "mal", 0, [100 / 3, None], name=name, dataset=dataset, classes=2, metrics=more)
+        write_chain(runs, "random", 0, [50, 60], name=name, dataset=dataset, planned=3)
+
+
+def test_a_notebook_reads_a_sweep_several_or_all(tmp_path: Path) -> None:
+    from analysis import load
+
+    write(tmp_path)
+    assert set(load(tmp_path, "one").rounds["sweep"]) == {"one"}
+    assert set(load(str(tmp_path), ["two", "one"]).rounds["sweep"]) == {"one", "two"}
+    assert len(load(tmp_path).tidy) == 8
+    with pytest.raises(ValueError, match="name=on: no such sweep; did you mean one"):
+        load(tmp_path, "on")
+    with pytest.raises(ValueError, match="no such folder"):
+        load(tmp_path / "none")
+
+
+def test_the_tidy_frame_has_a_column_for_each_signal_and_classifier(tmp_path: Path) -> None:
+    from analysis import load
+
+    write(tmp_path)
+    mal, _, random, _ = (row for _, row in load(tmp_path, "one").tidy.iterrows())
+    assert (mal["floor.1nn"], mal["floor.svm"], mal["signals.confidence"]) == (61.25, FLOOR["svm"], 80.5)
+    assert {"floor.logistic", "signals.d_auc"}.isdisjoint(mal.index), "what no round has"
+    assert random[["floor.1nn", "signals.confidence"]].isna().all()
+    assert (mal["planned"], random["planned"]) == (2, 3)
+    assert json.loads(mal["per_class"]) == [50.0, None]
+
+
+def test_rounds_csv_reads_back_to_the_same_bits(tmp_path: Path) -> None:
+    from analysis import load
+
+    write(tmp_path / "runs")
+    assert run(f"runs={tmp_path / 'runs'}", "name=one", f"out={tmp_path}", "--no-figures") == 0
+    read = pd.read_csv(tmp_path / "one" / "rounds.csv")
+    expected = load(tmp_path / "runs", "one").tidy
+    assert list(read.columns) == list(expected.columns)
+    for column in expected.select_dtypes("number"):
+        np.testing.assert_array_equal(read[column], expected[column], err_msg=column)
+    assert read["value"].iloc[0] == 100 / 3
+    tables = pd.read_csv(tmp_path / "one" / "tables" / "rounds_digits.csv")
+    assert tables["mean"].iloc[0] == 100 / 3
+
+
+@pytest.mark.parametrize("floor", [{"1nn": 120}, {"svm": "70"}, [70.0], {"svm": -1}])
+def test_a_floor_that_is_none_is_not_believed(tmp_path: Path, floor: object) -> None:
+    from analysis import load
+
+    write_chain(tmp_path, "mal", 0, [50], metrics={"floor": floor})
+    (finding,) = load(tmp_path).findings
+    assert "percentages by name are allowed" in finding.text
