@@ -142,7 +142,7 @@ def _raise_unrecorded(fault: Fault, error: Exception, number: int) -> None:
     words = f"{type(error).__name__}: {error}"
     if fault is Fault.MEMORY:
         raise OutOfMemory(f"out of memory in round {number}: {words}") from error
-    if fault is Fault.PLACE:
+    if fault is Fault.PLACE and not isinstance(error, Misplaced):
         raise Misplaced(f"round {number} fails here: {words}") from error
     if fault is Fault.STORAGE and not isinstance(error, OSError):
         raise StorageFailed(f"in round {number}: {words}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ BUDGETS: dict[str, int | None] = {
     "storage": None,
     "place": 1,
 }
+_TIME = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ ")  # of a log's line
 PLACE = "place"  # of the node: tried once elsewhere, whatever was saved before
 ADVICE = {
     "timeout": "Raise cluster.time, or lower checkpoint_minutes.",
@@ -137,7 +139,7 @@ def give_up(chain: Path, cause: str, tail: Sequence[str]) -> None:
     hosts = bad_nodes(chain) if cause == PLACE else []
     if hosts:
         own = [line for line in tail if not line.startswith(("srun:", "slurmstepd:"))]
-        times = f"it failed on {', '.join(hosts)} ({own[-1] if own else 'without words'})"
+        times = f"it failed on {', '.join(hosts)} ({_TIME.sub('', own[-1]) if own else 'without words'})"
     error = f"Round {number} was given up: {times}{'' if hosts else ' without anything saved between'}."
     note = {"error": " ".join([error, ADVICE.get(cause, "")]).strip(), "traceback": "\n".join(tail), "time": now()}
     write_json(run_folder.round_folder(chain, number) / run_folder.FAILED, note)

@@ -6,7 +6,7 @@ import re
 import signal
 from collections.abc import Sequence
 
-from mal.chain import EXIT_DONE, EXIT_LOCKED, EXIT_OUT_OF_MEMORY, EXIT_PLACE, STORAGE_FAILED
+from mal.chain import EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY, EXIT_PLACE, STORAGE_FAILED
 from mal.process.interrupt import EXIT_INTERRUPTED
 
 # Of srun, for a process that ended by a signal before it could handle it, or that said that it was interrupted.
@@ -16,6 +16,9 @@ KILLED = 128 + signal.SIGKILL
 NO_SUCH_INSTRUCTION = 128 + signal.SIGILL  # built for another processor than this node's
 # Of Slurm and srun, where the kernel ended a process for its memory.
 _KERNEL_KILLED = re.compile(r"oom[-_ ]kill|out of memory", re.IGNORECASE)
+# Of Python, where this node lacks a library, and of processes that have something else to say than that storage fails.
+_LIBRARY = re.compile(r"ImportError|ModuleNotFoundError|cannot open shared object|GLIBC")
+_OTHERWISE = re.compile(r"Traceback|lost the others|did not meet|usage:|Unable to create step|Task launch")
 _ELSEWHERE = re.compile(r"process \d+ on (\S+): ")
 SETTLED = frozenset({"done", "error", "locked", "stopped"})
 
@@ -36,9 +39,18 @@ def cause_of(status: int, tail: Sequence[str], said_goodbye: bool, near_limit: b
         return "out of memory"
     if status in (EXIT_PLACE, NO_SUCH_INSTRUCTION):
         return "place"
-    if any(STORAGE_FAILED in line for line in tail):
-        return "storage"
+    if status == EXIT_ERROR:
+        return _of_error(" / ".join(tail))
     return "killed" if status == KILLED else "died"
+
+
+def _of_error(words: str) -> str:
+    """An error that no file tells of: the storage did not take it, nor, perhaps, the words in the log."""
+    if STORAGE_FAILED in words:
+        return "storage"
+    if _LIBRARY.search(words):
+        return "place"
+    return "died" if _OTHERWISE.search(words) else "storage"
 
 
 def node_of(tail: Sequence[str], here: str) -> str:

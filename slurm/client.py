@@ -144,7 +144,7 @@ def _call_once(command: tuple[str, ...], text: str | None, environment: Mapping[
     if _RETRYING in words:
         raise SlurmFullError(f"{command[0]}: {words}")
     kind = SlurmSilentError if any(sign in words for sign in _SILENT) else SlurmError
-    raise kind(f"{' '.join(command)}: {words}")
+    raise kind(f"{' '.join(word for word in command if FIELD not in word)}: {words}")
 
 
 def _communicate(process: subprocess.Popen[bytes], name: str, text: str | None) -> tuple[bytes, bytes]:

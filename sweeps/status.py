@@ -97,6 +97,8 @@ def _without_trace(runs: Path, sweeps: dict[str, list[ChainView]]) -> list[str]:
         told = explain([job for number, job in read_submitted(runs / name).items() if number in ids])
         for view in views:
             view.lost = [number for number in view.lost if number in told]
+            if view.lost and view.state == "missing":
+                view.note = f"{len(view.lost)} jobs ended without a trace"
         if told:
             lines.append(f"{name}: {len(told)} jobs ended without a trace, before our code started:")
             lines += [f"  {line}" for line in list(told.values())[:LOST_LINES]]

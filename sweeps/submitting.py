@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from mal.config.compose import Sweep
 from mal.config.frozen import load_chain
 from mal.run import folder as run_folder
 from mal.run.code_copy import CODE, code_hash, keep_code
+from mal.run.lock import hold
 from slurm.client import SlurmError, SlurmSilentError, call, job_environment
 from slurm.partitions import read_partitions
 from slurm.profile import Profile, check_against, load_profile, with_defaults
@@ -85,20 +85,22 @@ def _kept(sweep: Sweep) -> Path:
     return logical(sweep.runs) / sweep.name / CODE / code_hash()
 
 
-def _one_launcher(folder: Path) -> FileLock:
+@contextlib.contextmanager
+def _one_launcher(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LAUNCH_LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print("Another launcher is submitting this sweep: waiting for it ...", flush=True)
+    lock = folder / LAUNCH_LOCK
+    with contextlib.ExitStack() as held:
         try:
-            lock.acquire(timeout=60 * LAUNCH_MINUTES)
-        except Timeout:
-            raise ValueError(
-                f"{folder} was being launched by another process for {LAUNCH_MINUTES:g} minutes."
-            ) from None
-    return lock
+            held.enter_context(hold(lock, 0))
+        except TimeoutError:
+            print("Another launcher is submitting this sweep: waiting for it ...", flush=True)
+            try:
+                held.enter_context(hold(lock, 60 * LAUNCH_MINUTES))
+            except TimeoutError:
+                raise ValueError(
+                    f"{folder} was being launched by another process for {LAUNCH_MINUTES:g} minutes."
+                ) from None
+        yield
 
 
 def _memory(profile: Profile) -> float:

@@ -109,7 +109,7 @@ def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job], known: bool
         view.state, view.note = "failed", _last_line(str(failure["error"]))
     else:
         _look_for_work(view, heartbeat, jobs, known)
-    view.cells = _cells(view, jobs)
+    view.cells = _cells(view, jobs, known)
     _count_hours(view, read_attempts(folder), seconds)
     if seconds and view.state in ("running", "queued"):
         spent = float(heartbeat.get("seconds", 0.0)) if view.state == "running" else 0.0
@@ -182,7 +182,7 @@ def _stopped(heartbeat: dict[str, Any]) -> str:
     return f"stopped in {heartbeat.get('phase', 'its start')}{at}; the launch command goes on"
 
 
-def _cells(view: ChainView, jobs: Sequence[Job]) -> list[str]:
+def _cells(view: ChainView, jobs: Sequence[Job], known: bool) -> list[str]:
     until = max((job.until for job in jobs), default=0)
     cells = ["committed"] * min(view.committed, view.rounds)
     for number in range(view.committed, view.rounds):
@@ -190,7 +190,7 @@ def _cells(view: ChainView, jobs: Sequence[Job]) -> list[str]:
             cells.append(view.state)
         else:
             waits = number < until and view.state != "failed"
-            cells.append("queued" if waits else "unknown" if view.state == "unknown" else "missing")
+            cells.append("queued" if waits else "missing" if known or view.state == "failed" else "unknown")
     return cells
 
 
