@@ -28,7 +28,10 @@ class NodeKind:
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition. minutes: the longest time limit, None without one; allowed_*: None where all are allowed."""
+    """One partition. minutes: the longest time limit, None without one; allowed_*: None where all are allowed.
+
+    cancels: whether Slurm cancels what it preempts there, so that nothing of it comes back.
+    """
 
     name: str
     default: bool
@@ -37,6 +40,7 @@ class Partition:
     kinds: tuple[NodeKind, ...]
     allowed_accounts: frozenset[str] | None = None
     allowed_qos: frozenset[str] | None = None
+    cancels: bool = False
 
     @property
     def nodes(self) -> int:
@@ -53,9 +57,17 @@ def read_partitions() -> dict[str, Partition]:
         name, up, minutes, *node = row.split(FIELD)
         plain = name.rstrip("*")
         known = found[plain].kinds if plain in found else ()
-        accounts, qos = limits.get(plain, (None, None))
-        kinds = (*known, _node_kind(node))
-        found[plain] = Partition(plain, name.endswith("*"), up == "up", parse_minutes(minutes), kinds, accounts, qos)
+        values = limits.get(plain, {})
+        found[plain] = Partition(
+            name=plain,
+            default=name.endswith("*"),
+            up=up == "up",
+            minutes=parse_minutes(minutes),
+            kinds=(*known, _node_kind(node)),
+            allowed_accounts=_allowed(values, "AllowAccounts"),
+            allowed_qos=_allowed(values, "AllowQos"),
+            cancels="CANCEL" in values.get("PreemptMode", ""),
+        )
     return found
 
 
@@ -104,14 +116,10 @@ def _node_kind(columns: Sequence[str]) -> NodeKind:
     return NodeKind(int(nodes), number, memory / 1024, parse_gpus(gres), names)
 
 
-def _limits(text: str) -> dict[str, tuple[frozenset[str] | None, frozenset[str] | None]]:
-    """Partition -> allowed accounts and QOS, from scontrol's key=value lines."""
-    limits = {}
-    for line in text.splitlines():
-        values = dict(re.findall(r"(\w+)=(\S*)", line))
-        if "PartitionName" in values:
-            limits[values["PartitionName"]] = (_allowed(values, "AllowAccounts"), _allowed(values, "AllowQos"))
-    return limits
+def _limits(text: str) -> dict[str, dict[str, str]]:
+    """Partition -> its settings, from scontrol's key=value lines."""
+    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines()]
+    return {values["PartitionName"]: values for values in rows if "PartitionName" in values}
 
 
 def _allowed(values: dict[str, str], key: str) -> frozenset[str] | None:

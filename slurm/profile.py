@@ -92,9 +92,8 @@ class Profile:
         """The profile with `gpus_per_node` settled from what its partition has; unchanged where it is set."""
         if self.gpus_per_node is not None:
             return self
-        names = [None] if self.partition is None else self.partition.split(",")
-        found = [_find(replace(self, partition=name), partitions) for name in names]
-        has = any(kind.gpu_count(self.gpu_type) for partition in found if partition for kind in partition.kinds)
+        chosen = chosen_partitions(self, partitions)
+        has = any(kind.gpu_count(self.gpu_type) for partition in chosen for kind in partition.kinds)
         return replace(self, gpus_per_node=1 if has else 0)
 
 
@@ -277,6 +276,12 @@ def _check_sbatch(profile: Profile) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def chosen_partitions(profile: Profile, partitions: Mapping[str, Partition]) -> list[Partition]:
+    """The partitions that a job may run in, as far as they are known: several are separated by commas."""
+    names = [None] if profile.partition is None else profile.partition.split(",")
+    return [found for name in names if (found := _find(replace(profile, partition=name), partitions)) is not None]
 
 
 def _find(profile: Profile, partitions: Mapping[str, Partition]) -> Partition | None:

@@ -67,10 +67,15 @@ class Submission:
 
 
 class Submitter:
-    """Submits the jobs of one sweep by one profile; code: the kept copy that they run."""
+    """Submits the jobs of one sweep by one profile.
 
-    def __init__(self, sweep: str, runs: Path, profile: Profile, code: Path) -> None:
+    code: the kept copy that they run. spare: one job more for each chain, where Slurm cancels what it preempts: else
+    nothing would come back for a chain's last job.
+    """
+
+    def __init__(self, sweep: str, runs: Path, profile: Profile, code: Path, spare: bool = False) -> None:
         self.sweep, self.runs, self.profile, self.code = sweep, logical(runs), profile, code
+        self.spare = spare
         self._seen: set[int] = set()  # jobs that are in the queue already
         self._last: dict[str, tuple[int, int]] = {}  # of each chain, the job that goes furthest: how far, and its id
 
@@ -86,12 +91,16 @@ class Submitter:
             self._last[f"{method}/seed-{seed}"] = max((job.until, job.id) for job in theirs)
         lacking: list[tuple[int, int, Submission]] = []
         for order, members in enumerate(self._groups(wanted, queued)):
-            far = max((job.until for w in members for job in queued.get((w.method, w.seed), [])), default=0)
-            done = min(w.committed for w in members)
+            queue = {job.id: job for w in members for job in queued.get((w.method, w.seed), [])}.values()
+            far = max((job.until for job in queue), default=0)
+            done, target = min(w.committed for w in members), max(w.target for w in members)
             names = self._names(members, queued)
-            for until in range(max(far, done) + 1, max(w.target for w in members) + 1):
+            untils = list(range(max(far, done) + 1, target + 1))
+            if self.spare and done < target and untils.count(target) + sum(job.until >= target for job in queue) < 2:
+                untils.append(target)
+            for number, until in enumerate(untils, start=max(far, done) + 1 - done):
                 submission = Submission(name_of(self.sweep, names, self.runs), names, until, members[0].dataset)
-                lacking.append((until - done, order, submission))
+                lacking.append((number, order, submission))
         return [submission for _, _, submission in sorted(lacking, key=lambda entry: entry[:2])]
 
     def script(self, submission: Submission) -> str:

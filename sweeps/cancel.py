@@ -47,6 +47,11 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         print(f"cancel.py: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # of the shared storage; what was done stays done
+        if isinstance(error, BrokenPipeError):  # of `| head`
+            raise
+        print(f"cancel.py: the storage fails ({error}). Run the same command again.", file=sys.stderr)
+        return 1
     except SlurmSilentError as error:
         print(
             f"cancel.py: Slurm does not answer ({error}). Its jobs may run on: run the same command again.",

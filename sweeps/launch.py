@@ -49,6 +49,11 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"launch.py: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except OSError as error:  # of the shared storage; what was done stays done
+        if isinstance(error, BrokenPipeError):  # of `| head`
+            raise
+        print(f"launch.py: the storage fails ({error}). Run the same command again.", file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:  # once chains run, the signal is theirs to save at
         print("launch.py: stopped before anything was started.", file=sys.stderr)
         return EXIT_STOPPED

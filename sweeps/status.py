@@ -70,6 +70,11 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         print(f"status.py: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # of the shared storage; what was done stays done
+        if isinstance(error, BrokenPipeError):  # of `| head`
+            raise
+        print(f"status.py: the storage fails ({error}). Run the same command again.", file=sys.stderr)
+        return EXIT_SILENT
     except KeyboardInterrupt:
         return 130
 

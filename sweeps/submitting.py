@@ -17,7 +17,7 @@ from mal.run.code_copy import CODE, code_hash, keep_code
 from mal.run.lock import hold
 from slurm.client import SlurmError, SlurmSilentError, call, job_environment
 from slurm.partitions import read_partitions
-from slurm.profile import Profile, check_against, load_profile, with_defaults
+from slurm.profile import Profile, check_against, chosen_partitions, load_profile, with_defaults
 from slurm.squeue import Job, by_chain, name_of, read_queue, slurm_answers
 from slurm.stuck import remedy, stuck
 from slurm.submit import Submission, Submitter, Wanted, logical
@@ -42,28 +42,31 @@ def launch_on_slurm(sweep: Sweep) -> int:
             )
         for line in said:
             print(line)
-        profile = _fit(profile, sweep, answers)
+        profile, spare = _fit(profile, sweep, answers)
         if sweep.dry_run:
-            return _dry_run(sweep, profile, answers)
+            return _dry_run(sweep, profile, answers, spare)
         with _one_launcher(sweep.runs / sweep.name):
-            return _launch(sweep, profile)
+            return _launch(sweep, profile, spare)
     except SlurmSilentError as error:
         raise ValueError(f"Slurm is here and does not answer: {error}. Run the same command again.") from None
     except SlurmError as error:
         raise ValueError(f"Slurm: {error}") from None
 
 
-def _fit(profile: Profile, sweep: Sweep, answers: bool) -> Profile:
-    """The profile for this cluster; refused where Slurm itself refuses, warned of where sinfo speaks against it."""
+def _fit(profile: Profile, sweep: Sweep, answers: bool) -> tuple[Profile, bool]:
+    """The profile for this cluster, and whether chains need a spare job.
+
+    Refused where Slurm itself refuses, warned of where sinfo speaks against it.
+    """
     if not answers:
         print("No Slurm answers here: the profile is checked by itself only.")
-        return profile
+        return profile, False
     partitions = read_partitions()
     profile = profile.fit_to(partitions)
     for dataset in sorted({chain.dataset.name for chain in sweep.chains}):
         if problems := check_against(profile, partitions, [dataset]):
             _ask_slurm(profile, sweep, dataset, " ".join(problems))
-    return profile
+    return profile, any(partition.cancels for partition in chosen_partitions(profile, partitions))
 
 
 def _ask_slurm(profile: Profile, sweep: Sweep, dataset: str, problems: str) -> None:
@@ -110,12 +113,12 @@ def _memory(profile: Profile) -> float:
     return profile.mem_gb * 2**30 / (profile.tasks * profile.pack)
 
 
-def _launch(sweep: Sweep, profile: Profile) -> int:
+def _launch(sweep: Sweep, profile: Profile, spare: bool) -> int:
     plans = _plans(sweep, profile)
     check_data(plans, _memory(profile))
     queue, lost = _look(sweep)
     kept = keep_code(sweep.runs / sweep.name)
-    submitter = Submitter(sweep.name, sweep.runs, profile, _kept(sweep).with_name(kept.name))
+    submitter = Submitter(sweep.name, sweep.runs, profile, _kept(sweep).with_name(kept.name), spare)
     wanted = _wanted(plans, queue, sweep)
     submissions = submitter.missing(wanted, queue)
     waiting = _say(plans, queue, sweep)
@@ -125,7 +128,7 @@ def _launch(sweep: Sweep, profile: Profile) -> int:
     taken, words = _submit(submitter, submissions[:room], sweep.name)
     if left := len(submissions) - taken:
         why = words or f"cluster.max_jobs={profile.max_jobs}, and {len(queue)} were in the queue"
-        print(f"{left} jobs are not submitted ({why}). {_how_to_go_on(submitter.aim(wanted))}")
+        print(f"{left} jobs are not submitted ({why}). {_how_to_go_on(submitter.aim(wanted), len(wanted))}")
     print(f"See:      python sweeps/status.py runs={sweep.runs} name={sweep.name}")
     print(f"Results:  {sweep.runs / sweep.name}    Curves: python analysis/curves.py name={sweep.name}")
     if left:
@@ -160,14 +163,12 @@ def _submit(submitter: Submitter, submissions: Sequence[Submission], name: str) 
     return taken[0], words
 
 
-def _how_to_go_on(without: Sequence[Wanted]) -> str:
+def _how_to_go_on(without: Sequence[Wanted], chains: int) -> str:
     if not without:
         return "The last job of each chain goes on to the chain's end. Run the same command again to submit the others."
+    others = "; the last job of each other chain goes on to its end" if len(without) < chains else ""
     some = ", ".join(chain.name for chain in without[:3]) + (" ..." if len(without) > 3 else "")
-    return (
-        f"Run the same command again when some have run: {len(without)} chains have no job ({some}); the last job of "
-        "each other chain goes on to its end."
-    )
+    return f"Run the same command again when some have run: {len(without)} chains have no job ({some}){others}."
 
 
 def _plans(sweep: Sweep, profile: Profile) -> list[ChainPlan]:
@@ -234,11 +235,11 @@ def _progress(total: int) -> Callable[[int], None]:
     return report
 
 
-def _dry_run(sweep: Sweep, profile: Profile, answers: bool) -> int:
+def _dry_run(sweep: Sweep, profile: Profile, answers: bool, spare: bool) -> int:
     plans = _plans(sweep, profile)
     check_data(plans, _memory(profile), dry_run=True)
     queue, lost = _look(sweep) if answers else ([], [])
-    submitter = Submitter(sweep.name, sweep.runs, profile, _kept(sweep))
+    submitter = Submitter(sweep.name, sweep.runs, profile, _kept(sweep), spare)
     submissions = submitter.missing(_wanted(plans, queue, sweep), queue)
     _say(plans, queue, sweep)
     _say_lost(sweep, lost)

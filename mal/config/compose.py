@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mal.config.as_written import as_written
 from mal.config.checks import CONF, TEMPLATE, check_numbers, choices, file_name, method_section, pool_size, validate
 from mal.config.counting import count_images
 from mal.config.frozen import structured
@@ -68,7 +69,7 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
         methods=methods,
         variants=variants,
         seeds=seeds,
-        cluster=OmegaConf.to_container(base.cluster, resolve=True),  # type: ignore[arg-type]
+        cluster=_cluster(base.cluster, overrides),
         dry_run=_boolean("dry_run", base.dry_run),
         retry=_boolean("retry", base.retry),
     )
@@ -79,6 +80,13 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
         validate(chain)
         sweep.chains += [replace(deepcopy(chain), seed=seed) for seed in seeds]
     return sweep
+
+
+def _cluster(section: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """The section `cluster`, its words and times as the profile's file has them."""
+    plain: dict[str, Any] = OmegaConf.to_container(section, resolve=True)  # type: ignore[assignment]
+    chosen = [value for key, value in map(_split, overrides) if key == "cluster"]
+    return as_written(plain, chosen[-1] if chosen else str(plain.get("name")), CONF / "cluster")
 
 
 def _compose(overrides: Sequence[str], check: Sequence[str] = ()) -> DictConfig:
