@@ -37,7 +37,7 @@ from analysis.table import Table, mean_std
 
 TRIAL = re.compile(r"(.+)_t(\d+)")
 # These differ between chains without being settings.
-PLACE = ("seed", "method.name", "threads", "runs", "data", "keep_model", "keep_features", "keep_queries")
+PLACE = ("seed", "method.name", "threads", "runs", "data", "keep_model", "keep_features", "keep_queries", "floor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -47,6 +47,7 @@ class Outcome:
     signals: dict[str, float]
     query: np.ndarray | None
     samples: dict[str, bytes]
+    floor: dict[str, float | None] | None
     history: dict[str, Any]
     progress: Progress
 
@@ -98,6 +99,8 @@ class Recorder:
             "device": self.device.name,
             "gpus": self.device.world.size if self.device.torch.type == "cuda" else 0,
         }
+        if outcome.floor is not None:
+            metrics["floor"] = outcome.floor
         if outcome.query is not None:
             metrics["query_classes"] = self._class_counts(outcome.query)
         return metrics

@@ -34,6 +34,7 @@ from mal.run.heartbeat import Progress
 from mal.run.ledger import Ledger, State, check_query, initial_labelled, unlabelled
 from mal.task import train_task_model
 from mal.training.evaluate import Evaluation, evaluate, evaluate_maps
+from mal.training.floor import is_worth_it, simple_classifiers
 from mal.training.loop import Trainer
 from mal.training.memory_estimate import footprint
 from mal.training.scan import Scanner, batch_of
@@ -96,11 +97,12 @@ class Rounds:
                 query, found = self._query(method, model, setting)
                 signals |= found
             kept = samples(model, setting, query, self.dataset.oracle, self.augmentation)
+            floor = self._floor(setting, progress)
             progress.phase("commit", 0)
         finally:
             if self.interrupt.cause:
                 progress.leave(self.interrupt.cause)
-        outcome = Outcome(number, state, model, evaluation, signals, query, kept, trainer.history, progress)
+        outcome = Outcome(number, state, model, evaluation, signals, query, kept, floor, trainer.history, progress)
         world.once(lambda: run_folder.commit(folder, self.recorder.files(outcome)))
 
     def _note(self, phase: str, steps: int) -> Note:
@@ -172,6 +174,24 @@ class Rounds:
             of_c = self._evaluate(classifier, scanner)
             signals |= {"c_value": of_c.value, "c_confidence": of_c.confidence, "c_calibration": of_c.calibration}
         return signals
+
+    def _floor(self, setting: Setting, progress: Progress) -> dict[str, float | None] | None:
+        """What simple classifiers reach on the labelled images; None where the configuration leaves it out."""
+        wanted, count, test = self.config.floor, len(setting.labelled), len(self.test)
+        pixels = setting.config.dataset.channels * setting.config.dataset.size**2
+        if self.segmentation or wanted == "off":
+            return None
+        if wanted == "auto" and not is_worth_it(count, test, pixels, progress.seconds):
+            return None
+        progress.phase("floor", 0)
+        labels = self.dataset.oracle.label(setting.labelled)
+
+        def compute() -> dict[str, float | None]:
+            images = setting.images(setting.labelled).cpu().numpy()
+            test_images = self.test.load(np.arange(test)).images.cpu().numpy()
+            return simple_classifiers(images, labels, test_images, self.test_labels, self.interrupt.check)
+
+        return self.device.world.once(compute)
 
     def _query(self, method: Method, model: TaskModel, setting: Setting) -> tuple[np.ndarray, dict[str, float]]:
         """The query, and what the method has to say of it."""

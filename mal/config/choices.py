@@ -4,6 +4,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "loader": ("memory", "torch", "ffcv"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("fp32", "bf16"),
+    "floor": ("auto", "on", "off"),
     "dataset.task": ("classification", "segmentation"),
     "dataset.resize": (None, "square", "stretch"),
     "dataset.exif": (None, "apply", "ignore"),

@@ -13,7 +13,7 @@ from typing import Any
 
 # Where and how a chain runs, not what it computes: left out of the fingerprint, free to differ between launches.
 PLACE_KEYS = (
-    *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features", "keep_queries"),
+    *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features", "keep_queries", "floor"),
     *("checkpoint_minutes", "collective_minutes", "workers"),
     *("dataset.root", "dataset.train_images", "dataset.test_images", "dataset.train_list", "dataset.test_list"),
     *("dataset.val_labels", "dataset.max_pixels", "dataset.skip_corrupt", "dataset.skip_unpaired"),
@@ -131,6 +131,7 @@ class Chain:
     keep_model: bool
     keep_features: bool
     keep_queries: int = 0
+    floor: str = added("auto")
     workers: int = added(0)
     dataset: Dataset
     backbone: dict[str, Any]
