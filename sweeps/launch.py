@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Sequence
 
 try:
     from mal.packages import require
@@ -22,24 +23,26 @@ except ImportError as error:
         f"launch.py: {error} in {sys.executable}: start .venv/bin/python (make setup), or activate your environment."
     )
 
-from mal.config.checks import CONF, choices
-from mal.config.compose import GROUPS, Sweep, compose_sweep
+from mal.config.compose import Sweep, compose_sweep
+from mal.config.conf_folders import CONF, GROUPS, choices, names, own_folder
+from mal.config.registry import nearest
 from sweeps import habits, show
 
 EXIT_USAGE, EXIT_STOPPED = 2, 130
+KINDS = ("auto", "local", "slurm")  # auto: settled before, so it is this machine
 
 
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit status."""
-    if {"-h", "--help", "help"} & set(arguments):
-        print(help_text())
-        return 0
     if "completion=bash" in arguments:
         from sweeps.completion import script
 
         print(script())
         return 0
     try:
+        if {"-h", "--help", "help"} & set(arguments):
+            print(help_text(arguments))
+            return 0
         shown, arguments = show.asked(arguments)
         habits.answer(arguments)
         if shown:
@@ -81,18 +84,25 @@ def choose_cluster(arguments: list[str]) -> list[str]:
 
 def launch(sweep: Sweep) -> int:
     """Reconcile, say what will happen, and do it."""
-    if sweep.cluster["kind"] == "slurm":
+    kind = sweep.cluster.get("kind")
+    if kind not in KINDS:
+        hint = nearest(str(kind), KINDS) or "."
+        raise ValueError(
+            f"cluster.kind={kind} is unknown{hint} Known: {', '.join(KINDS)}. A profile of your own that begins with "
+            "`defaults: [slurm, _self_]` has it."
+        )
+    if kind == "slurm":
         from sweeps.submitting import launch_on_slurm
 
         return launch_on_slurm(sweep)
     from mal.run.code_copy import keep_code
     from sweeps.local import memory_of, run_local, worker_count
-    from sweeps.plan import check_data, freeze, reconcile, share_threads
+    from sweeps.plan import check_data, curves_command, freeze, reconcile, share_threads
     from sweeps.table import Board
 
     plans = reconcile(sweep)
     to_run = [plan for plan in plans if plan.to_run]
-    wanted = sweep.cluster["workers"]
+    wanted = sweep.cluster.get("workers")
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0:
         raise ValueError(f"cluster.workers={wanted} must be a whole number from 0 (0: as many as the machine carries).")
     workers = worker_count(wanted, to_run)
@@ -111,22 +121,30 @@ def launch(sweep: Sweep) -> int:
         status = run_local(plans, workers, Board(workers), keep_code(sweep.runs / sweep.name))
     else:
         status = 1 if any(plan.state.name == "FAILED" for plan in plans) else 0
-    print(f"Results: {sweep.runs / sweep.name}    Curves: python analysis/curves.py name={sweep.name}")
+    print(f"Results: {sweep.runs / sweep.name}    Curves: {curves_command(sweep)}")
     return status
 
 
-def help_text() -> str:
-    """The module's text, the choices of each group and every key of mal/conf/config.yaml with its comment."""
+def help_text(arguments: Sequence[str] = ()) -> str:
+    """The module's text, the choices of each group and every key of mal/conf/config.yaml with its comment.
+
+    arguments: of the command line, where conf=DIR offers further choices.
+    """
+    own, _ = own_folder(arguments)
     lines = [(__doc__ or "").strip(), ""]
     for group in GROUPS:
         key = "methods=[NAME,...]" if group == "method" else f"{group}=NAME"
-        if names := choices(group):
-            lines += textwrap.wrap("  ".join(names), 100, initial_indent=f"{key:<20}", subsequent_indent=" " * 20)
+        lines += textwrap.wrap("  ".join(choices(group)), 100, initial_indent=f"{key:<20}", subsequent_indent=" " * 20)
+        if own and (mine := names(own / group)):
+            lines += textwrap.wrap(
+                "  ".join(mine), 100, initial_indent=f"{'  in conf=':<20}", subsequent_indent=" " * 20
+            )
     _, _, keys = (CONF / "config.yaml").read_text().partition("# -- ")
     lines += ["", "Every key, with its default (??? is set by the dataset's file):", "", f"# -- {keys.rstrip()}"]
     lines += [
         "",
         "A dataset's, backbone's or method's own keys: dataset.KEY, backbone.KEY, method.KEY, in mal/conf/*/NAME.yaml.",
+        "Your own files: DIR/dataset/NAME.yaml, DIR/cluster/NAME.yaml ..., with conf=DIR, or in ./conf.",
     ]
     return "\n".join(lines)
 

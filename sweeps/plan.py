@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -96,6 +97,12 @@ def share_threads(plans: list[ChainPlan], workers: int) -> None:
     for plan in plans:
         if plan.config.threads == 0:
             plan.config = dataclasses.replace(plan.config, threads=share)
+
+
+def curves_command(sweep: Sweep) -> str:
+    """The command that draws the sweep."""
+    runs = "" if sweep.runs == Path("runs") else f"runs={shlex.quote(str(sweep.runs))} "
+    return f"python analysis/curves.py {runs}name={sweep.name}"
 
 
 def cores() -> int:

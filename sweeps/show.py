@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mal.config.checks import CONF
 from mal.config.compose import compose_sweep, variant_overrides
+from mal.config.conf_folders import CONF, own_folder, yaml_path
 from mal.config.registry import nearest
 from mal.config.schema import flat
 
@@ -47,13 +47,18 @@ def _sources(method: str, variant: dict[str, object], arguments: Sequence[str]) 
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    given = variant_overrides(variant, arguments)
+    own, others = own_folder(arguments)
+    given = variant_overrides(variant, others, own)
     found: dict[str, str] = {}
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
+        if own:
+            loader.get_search_path().append("conf=", f"file://{own}")
+            loader.repository.initialize_sources(loader.get_search_path())
         order = loader.compute_defaults_list("config", given, RunMode.RUN).defaults
         for default in order:
-            path = CONF / f"{default.config_path}.yaml"
+            group, _, name = (default.config_path or "").rpartition("/")
+            path = yaml_path(group, name, own)
             if default.config_path is None or not path.is_file():
                 continue  # Hydra's own
             section: Any = OmegaConf.to_container(OmegaConf.load(path))

@@ -3,9 +3,9 @@
     python sweeps/study.py [presets=[study_digits,...]] [tune=N] [steps=[tune,run,report]] [KEY=VALUE of launch.py ...]
 
 For each preset: the sweep NAME-tuning, N trials of each method in three rounds on seeds 100 and 101, of which no result
-is reported; its best trials as the preset PRESET_tuned in mal/conf/experiment, where the other methods, e.g. ablations,
-take what was found for the first; that preset's own seeds; the report of the tuned methods in DOCS/NAME, of MAL's
-ablations in DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. With tune=0 a preset is run as it
+is reported; its best trials as the preset PRESET_tuned in conf=DIR (default ./conf), where the other methods, e.g.
+ablations, take what was found for the first; that preset's own seeds; the report of the tuned methods in DOCS/NAME, of
+MAL's ablations in DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. With tune=0 a preset is run as it
 is. Run it again after anything: what is done is not done again. figures=DIR and docs=DIR (default docs/study) say where
 the reports go. Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are under way, the same command goes on later;
 130 stopped.
@@ -32,7 +32,7 @@ except ImportError as error:
 
 import yaml
 
-from mal.config import checks, frozen
+from mal.config import conf_folders, frozen
 from mal.config.compose import PAPER_METHODS, Sweep, compose_sweep
 from mal.config.schema import Chain, flat
 from mal.files import write_atomic
@@ -70,6 +70,7 @@ class Options:
     steps: list[str] = field(default_factory=lambda: list(STEPS))
     figures: Path = Path("figures")
     docs: Path = Path("docs/study")
+    conf: Path = conf_folders.DEFAULT
     rest: list[str] = field(default_factory=list)
 
 
@@ -107,6 +108,9 @@ def parse(arguments: Sequence[str]) -> Options:
             options.tune = int(value)
         elif key in ("figures", "docs"):
             setattr(options, key, Path(value))
+        elif key == "conf":
+            options.conf = Path(value)
+            options.rest.append(argument)
         else:
             options.rest.append(argument)
     return options
@@ -141,7 +145,7 @@ def _tune(preset: str, count: int, untuned: Sweep, tuned: list[str], options: Op
     others = {method: follow(method, untuned, chosen, tuned[0]) for method in untuned.methods if method not in chosen}
     found = {name: {**keys, "method": untuned.variants[name]["method"]} for name, keys in (chosen | others).items()}
     text = _preset(preset, count, found)
-    write_atomic(checks.CONF / "experiment" / f"{preset}_tuned.yaml", text.encode())
+    write_atomic(options.conf / "experiment" / f"{preset}_tuned.yaml", text.encode())
     return 0
 
 

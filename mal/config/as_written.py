@@ -8,22 +8,24 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from mal.config.conf_folders import yaml_path
+
 # Slurm's own words: names of people's making, its notations of time, options by their long names.
 WORDS = ("partition", "account", "qos", "constraint", "exclude", "gpu_type", "time", "sbatch")
 
 
-def as_written(section: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
-    """A composed section `cluster` in which what comes from FOLDER/NAME.yaml, or a file it starts from, is as written.
+def as_written(section: dict[str, Any], name: str, own: Path | None) -> dict[str, Any]:
+    """A composed section `cluster` in which what comes from the file of profile `name`, or one it starts from, is as written.
 
-    What the command line says stays: it is not read as YAML 1.1.
+    own: the user's folder of files. What the command line says stays: it is not read as YAML 1.1.
     """
-    path = folder / f"{name}.yaml"
+    path = yaml_path("cluster", name, own)
     if not path.is_file():
         return section
     read: Any = OmegaConf.to_container(OmegaConf.load(path))
     written: Any = yaml.load(path.read_text(), yaml.BaseLoader)
     for parent in read.get("defaults", []):
-        section = as_written(section, str(parent), folder) if parent != "_self_" else section
+        section = as_written(section, str(parent), own) if parent != "_self_" else section
     return section | {key: _restored(section[key], read[key], written[key]) for key in WORDS if key in read}
 
 

@@ -9,31 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from mal.config.choices import CHOICES
+from mal.config.conf_folders import CONF, choices, yaml_path
 from mal.config.method_keys import Range, check_method, read_ranges
 from mal.config.registered import BACKBONES, METHODS, SOURCES, check_registered
 from mal.config.registry import nearest
 from mal.config.schema import Chain, Dataset, flat
 from mal.config.task_keys import check_task
 
-CONF = Path(__file__).parents[1] / "conf"
-TEMPLATE = "template"
 QUERIES_OF_D = ("intersection", "entropy_of_unlabelled", "rank_sum", "discriminator")
 
 
-def choices(group: str) -> list[str]:
-    """The names that a group of mal/conf offers, e.g. the datasets; a template to copy is none."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != TEMPLATE)
-
-
 @cache
-def method_section(method: str) -> dict[str, Any]:
-    """The section `method` of a method's YAML over those it starts from; jobs read it too, so without Hydra."""
-    section = _inherited(method, "method")
+def method_section(method: str, own: Path | None = None) -> dict[str, Any]:
+    """The section `method` of a method's YAML over those it starts from; jobs read it too, so without Hydra.
+
+    own: the user's folder, where a method of the command line may be; the one that it is registered by is in mal/conf.
+    """
+    section = _inherited(method, "method", own)
     if "acquisition" not in section:
         raise ValueError(
-            f"{_method_file(method)} has no method.acquisition: the name that mal/methods registers the method by."
+            f"{yaml_path('method', method, own)} has no method.acquisition: the name that mal/methods registers the method by."
         )
     return section
 
@@ -41,19 +39,30 @@ def method_section(method: str) -> dict[str, Any]:
 @cache
 def method_ranges(method: str) -> dict[str, Range]:
     """What the keys of a method may be, from the section `ranges` of its YAML over those it starts from."""
-    return read_ranges(_inherited(method, "ranges"), str(_method_file(method)))
+    return read_ranges(_inherited(method, "ranges", None), str(yaml_path("method", method)))
 
 
-def _inherited(method: str, section: str) -> dict[str, Any]:
-    file: Any = OmegaConf.to_container(OmegaConf.load(_method_file(method)))
+def _inherited(method: str, section: str, own: Path | None) -> dict[str, Any]:
+    path = yaml_path("method", method, own)
+    file = read_yaml(path)
     found: dict[str, Any] = {}
     for parent in file.get("defaults", []):
-        found |= _inherited(parent, section) if parent != "_self_" else {}
-    return found | file.get(section, {})
+        if parent != "_self_" and parent not in choices("method", own):
+            hint = nearest(str(parent), choices("method", own)) or "."
+            raise ValueError(f"{path}: defaults has {parent!r}, which is no method{hint}")
+        found |= _inherited(parent, section, own) if parent != "_self_" else {}
+    return found | (file.get(section) or {})
 
 
-def _method_file(method: str) -> Path:
-    return CONF / "method" / f"{method}.yaml"
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of sections as nested dicts; ValueError, naming it, where it is not one."""
+    try:
+        file = OmegaConf.to_container(OmegaConf.load(path))
+    except YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(file, dict):
+        raise ValueError(f"{path} has no sections: it must hold keys with their values.")
+    return file  # type: ignore[return-value]
 
 
 def validate(chain: Chain) -> None:

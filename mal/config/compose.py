@@ -14,23 +14,24 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mal.config.as_written import as_written
-from mal.config.checks import CONF, TEMPLATE, check_numbers, choices, file_name, method_section, pool_size, validate
+from mal.config.checks import check_numbers, file_name, method_section, pool_size, validate
+from mal.config.conf_folders import CONF, DEFAULT, GROUPS, TEMPLATE, choices, own_folder
 from mal.config.counting import count_images
 from mal.config.frozen import structured
 from mal.config.registry import nearest
 from mal.config.schema import Chain, flat
 from mal.config.tuning import Variants, check_seeds, draw_trials
 
-GROUPS = ("dataset", "backbone", "method", "cluster", "experiment")
 # What the paper compares for each task, in its order (Section 4, Baselines), as far as a YAML is there.
 PAPER_METHODS = {
     "classification": ("mal", "vaal", "coreset", "entropy", "bald", "random"),
     "segmentation": ("mal", "vaal", "entropy", "random"),
 }
 OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
-SWEEP_KEYS = ("methods", "variants", "tune", "tuning", "seeds", "cluster", "dry_run", "retry", "tasks", "ranges")
+SWEEP_KEYS = ("conf", "methods", "variants", "tune", "tuning", "seeds", "cluster", "dry_run", "retry", "tasks", "ranges")
 
 
 @dataclass
@@ -53,28 +54,31 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
 
     Raises ValueError that names the value, what is allowed and the key to change.
     """
-    overrides = [_opened(override) for override in overrides]
-    base = _compose([o for o in overrides if not o.startswith("method.")], check=overrides)
+    own, others = own_folder(overrides)
+    overrides = [_opened(override) for override in others]
+    base = _compose([o for o in overrides if not o.startswith("method.")], own, check=overrides)
+    if base.conf is not None:
+        raise ValueError(f"conf={base.conf} is set by a file: give it on the command line.")
     seeds = _seeds(base.seeds)
-    variants = _variants(base)
+    variants = _variants(base, own)
     name = base.name or base.dataset.name
     if base.tune:
-        variants, name = _trials(base, variants, seeds), f"{name}-tuning"
+        variants, name = _trials(base, variants, seeds, own), f"{name}-tuning"
     methods = list(variants)
     dataset = count_images(OmegaConf.to_container(base.dataset, resolve=True))  # type: ignore[arg-type]
-    _check_method_overrides(overrides, [variant["method"] for variant in variants.values()])
+    _check_method_overrides(overrides, [variant["method"] for variant in variants.values()], own)
     sweep = Sweep(
         name=file_name("name", name),
         runs=Path(str(base.runs)),
         methods=methods,
         variants=variants,
         seeds=seeds,
-        cluster=_cluster(base.cluster, overrides),
+        cluster=_cluster(base.cluster, overrides, own),
         dry_run=_boolean("dry_run", base.dry_run),
         retry=_boolean("retry", base.retry),
     )
     for method, variant in variants.items():
-        composed = _compose_variant(method, variant, overrides)
+        composed = _compose_variant(method, variant, overrides, own)
         composed.name, composed.dataset = sweep.name, dataset
         chain = _chain(composed, seeds[0])  # the others differ by their seed alone
         validate(chain)
@@ -82,46 +86,54 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
     return sweep
 
 
-def _cluster(section: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def _cluster(section: DictConfig, overrides: Sequence[str], own: Path | None) -> dict[str, Any]:
     """The section `cluster`, its words and times as the profile's file has them."""
     plain: dict[str, Any] = OmegaConf.to_container(section, resolve=True)  # type: ignore[assignment]
     chosen = [value for key, value in map(_split, overrides) if key == "cluster"]
-    return as_written(plain, chosen[-1] if chosen else str(plain.get("name")), CONF / "cluster")
+    return as_written(plain, chosen[-1] if chosen else str(plain.get("name")), own)
 
 
-def _compose(overrides: Sequence[str], check: Sequence[str] = ()) -> DictConfig:
+def _compose(overrides: Sequence[str], own: Path | None, check: Sequence[str] = ()) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
+    search = [f"hydra.searchpath=[{_quoted(f'file://{own}')}]"] if own else []
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        if check:
-            _check_keys(check)
         try:
-            return compose("config", overrides=list(overrides))
+            if check:
+                _check_keys(check, own, search)
+            return compose("config", overrides=[*search, *overrides])
         except (HydraException, OmegaConfBaseException) as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ValueError(f"The overrides {' '.join(overrides)} do not compose: {reason}") from error
+        except YAMLError as error:
+            raise ValueError(f"A file is not YAML: {' '.join(str(error).split())}.") from None
 
 
-def _compose_variant(name: str, variant: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
+def _quoted(text: str) -> str:
+    """A text with any characters as a value of an override."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _compose_variant(name: str, variant: dict[str, Any], overrides: Sequence[str], own: Path | None) -> DictConfig:
     """The configuration of one method; what the command line says goes before what its variant does."""
     method = variant["method"]
-    own = [f"{key}={_text(value)}" for key, value in variant.items() if key != "method"]
-    _check_method_overrides(own, [method])
+    keys = [f"{key}={_text(value)}" for key, value in variant.items() if key != "method"]
+    _check_method_overrides(keys, [method], own)
     groups = [o for o in overrides if _split(o)[0] in GROUPS]
-    composed = _compose(variant_overrides(variant, overrides), check=[*groups, *own] if own else ())
+    composed = _compose(variant_overrides(variant, overrides, own), own, check=[*groups, *keys] if keys else ())
     if name != method:
         composed.method.name = file_name("variants", name)
     return composed
 
 
-def variant_overrides(variant: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Hydra's overrides for one method, in the order in which they act."""
+def variant_overrides(variant: dict[str, Any], overrides: Sequence[str], own: Path | None) -> list[str]:
+    """Hydra's overrides for one method, in the order in which they act; own: the user's folder of files."""
     method = variant["method"]
-    given = _overrides_for(method, overrides)
-    own = [f"{key}={_text(value)}" for key, value in variant.items() if key != "method"]
+    given = _overrides_for(method, overrides, own)
+    keys = [f"{key}={_text(value)}" for key, value in variant.items() if key != "method"]
     groups = [o for o in given if _split(o)[0] in GROUPS]
-    return [*groups, f"method={method}", *own, *(o for o in given if o not in groups)]
+    return [*groups, f"method={method}", *keys, *(o for o in given if o not in groups)]
 
 
 def _text(value: Any) -> str:
@@ -129,7 +141,7 @@ def _text(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _check_keys(overrides: Sequence[str]) -> None:
+def _check_keys(overrides: Sequence[str], own: Path | None, search: Sequence[str]) -> None:
     """Refuse unknown keys and choices by name, with the nearest known ones."""
     from hydra import compose
 
@@ -139,31 +151,31 @@ def _check_keys(overrides: Sequence[str]) -> None:
         if key == "method":
             raise ValueError(f"{override!r}: methods are chosen by the key `methods`, e.g. methods=[{value}].")
         if key in GROUPS:
-            _refuse_template(key, value)
-            if value not in choices(key):
-                hint = nearest(value, choices(key)) or "."
-                raise ValueError(f"{key}={value} is unknown{hint} Known: {', '.join(choices(key))}.")
+            _refuse_template(key, value, own)
+            if value not in (known := choices(key, own)):
+                hint = nearest(value, known) or "."
+                raise ValueError(f"{key}={value} is unknown{hint} Known: {', '.join(known)}.")
             chosen.append(override)
         else:
             values.append(key)
     if not values:
         return
-    known = set(_keys(compose("config", overrides=chosen)))
-    known |= {f"method.{key}" for method in choices("method") for key in method_section(method)}
+    keys = set(_keys(compose("config", overrides=[*search, *chosen])))
+    keys |= {f"method.{key}" for method in choices("method", own) for key in method_section(method, own)}
     for key in values:
-        if _is_open(key) and "cluster.time.default" in known:
+        if _is_open(key) and "cluster.time.default" in keys:
             continue  # any data set, any option of sbatch: slurm/profile.py checks them
-        if key not in known:
-            hint = nearest(key, [*known, *GROUPS]) or "."
+        if key not in keys:
+            hint = nearest(key, [*keys, *GROUPS]) or "."
             raise ValueError(f"The key {key!r} is unknown{hint} `--help` lists every key.")
 
 
-def _refuse_template(group: str, value: str) -> None:
-    path = CONF / group / f"{TEMPLATE}.yaml"
+def _refuse_template(group: str, value: str, own: Path | None) -> None:
+    path, copy = CONF / group / f"{TEMPLATE}.yaml", (own or DEFAULT) / group / "MINE.yaml"
     if value == TEMPLATE and path.is_file():
         raise ValueError(
-            f"{group}={value} is a file to copy, not a choice: copy {path} to {path.with_name('MINE.yaml')}, keep the "
-            f"keys you need, and launch with {group}=MINE."
+            f"{group}={value} is a file to copy, not a choice: copy {path} to {copy}, keep the keys you need, and "
+            f"launch with {group}=MINE."
         )
 
 
@@ -184,18 +196,18 @@ def _split(override: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
-def _overrides_for(method: str, overrides: Sequence[str]) -> list[str]:
+def _overrides_for(method: str, overrides: Sequence[str], own: Path | None) -> list[str]:
     """The overrides that reach one method: `method.KEY=VALUE` is for those of the sweep that have KEY."""
-    own = {f"method.{key}" for key in method_section(method)}
-    return [o for o in overrides if not (key := _split(o)[0]).startswith("method.") or key in own]
+    keys = {f"method.{key}" for key in method_section(method, own)}
+    return [o for o in overrides if not (key := _split(o)[0]).startswith("method.") or key in keys]
 
 
-def _check_method_overrides(overrides: Sequence[str], methods: Sequence[str]) -> None:
+def _check_method_overrides(overrides: Sequence[str], methods: Sequence[str], own: Path | None) -> None:
     """Refuse `method.KEY=VALUE` where no method of the sweep has KEY, and one name for several methods."""
-    own = {f"method.{key}" for method in methods for key in method_section(method)}
+    keys = {f"method.{key}" for method in methods for key in method_section(method, own)}
     for override in overrides:
-        if override.startswith("method.") and (key := _split(override)[0]) not in own:
-            hint = nearest(key, own) or "."
+        if override.startswith("method.") and (key := _split(override)[0]) not in keys:
+            hint = nearest(key, keys) or "."
             raise ValueError(f"{key}: none of methods=[{','.join(methods)}] has this key{hint}")
         if override.startswith("method.name=") and len(methods) > 1:
             raise ValueError(f"{override} would name {len(methods)} methods alike: use it with one method.")
@@ -262,9 +274,9 @@ def _methods(base: DictConfig, known: Sequence[str]) -> list[str]:
     return methods
 
 
-def _variants(base: DictConfig) -> Variants:
+def _variants(base: DictConfig, own: Path | None) -> Variants:
     """The sweep's methods by name, each with what sets it apart: nothing, or the keys under `variants`."""
-    known = choices("method")
+    known = choices("method", own)
     variants = _section(base, "variants")
     for name, variant in variants.items():
         method = variant.get("method") if isinstance(variant, dict) else None
@@ -276,10 +288,10 @@ def _variants(base: DictConfig) -> Variants:
     return {name: variants.get(name) or plain[name] for name in _methods(base, [*known, *(set(variants) - set(known))])}
 
 
-def _trials(base: DictConfig, methods: Variants, seeds: list[int]) -> Variants:
+def _trials(base: DictConfig, methods: Variants, seeds: list[int], own: Path | None) -> Variants:
     if isinstance(base.tune, bool) or not isinstance(base.tune, int) or base.tune < 0:
         raise ValueError(f"tune={base.tune} is not a number of trials for each method: e.g. tune=8, 0 for none.")
-    space, known = _section(base, "tuning"), ["all", *choices("method"), *_section(base, "variants")]
+    space, known = _section(base, "tuning"), ["all", *choices("method", own), *_section(base, "variants")]
     for name, grid in space.items():
         if name not in known:
             raise ValueError(f"tuning.{name}: there is no such method{nearest(name, known) or '.'}")

@@ -3,8 +3,9 @@
     python -m mal.data.prepare dataset=imagenet source=/shared/imagenet data=/shared/data
     python -m mal.data.prepare dataset=imagenet mode=jpg quality=90 verify=true
 
-    dataset=NAME        one of mal/conf/dataset; dataset.KEY=VALUE changes its keys, as in sweeps/launch.py
+    dataset=NAME        one of mal/conf/dataset or conf=DIR; dataset.KEY=VALUE changes its keys, as in sweeps/launch.py
     source=DIR          folder of the dataset's files (default: where the dataset looks in data=)
+    conf=DIR            folder of your own dataset/NAME.yaml (default: ./conf, where it is there)
     data=DIR            the copy goes to DIR/prepared/NAME-MODE (default: data)
     mode=raw            raw: pixels | jpg: JPEG of the resized image | mixed: a share of the images as JPEG
     quality=90          of the JPEGs, 1 to 100
@@ -45,8 +46,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from mal import __version__
-from mal.config.checks import choices
 from mal.config.compose import compose_sweep
+from mal.config.conf_folders import choices, own_folder
 from mal.config.options import parse_boolean, parse_options
 from mal.config.registry import nearest
 from mal.config.schema import Dataset as Spec
@@ -133,15 +134,17 @@ def main(arguments: Sequence[str]) -> int:
 
 def read_order(arguments: Sequence[str]) -> Order:
     """The order that the arguments give; ValueError naming the key that is wrong."""
+    own, arguments = own_folder(arguments)
     of_dataset = [argument for argument in arguments if argument.startswith("dataset.")]
     options = parse_options([argument for argument in arguments if argument not in of_dataset], DEFAULTS)
     if not options["dataset"]:
-        raise ValueError(f"dataset= is not given. Known: {', '.join(choices('dataset'))}.")
+        raise ValueError(f"dataset= is not given. Known: {', '.join(choices('dataset', own))}.")
     if options["mode"] not in MODES:
         hint = nearest(options["mode"], MODES) or "."
         raise ValueError(f"mode={options['mode']} is unknown{hint} Allowed: {', '.join(MODES)}.")
     if options["source"]:
         of_dataset.append(f"dataset.root={options['source']}")
+    of_dataset += [f"conf={own}"] if own else []
     fixed = ["methods=[random]", "seeds=1", "rounds=1", "initial=1", "budget=1"]
     spec = compose_sweep([f"dataset={options['dataset']}", *of_dataset, *fixed]).chains[0].dataset
     if spec.train_images and options["source"]:

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -20,30 +21,35 @@ from mal.run import folder as run_folder
 CODE = "code"
 ORIGIN = "ORIGIN.json"
 PACKAGES = ("mal", "slurm")  # what a chain's process and a job import of ours
+WHEEL = "mal_commands"  # the folder in which a wheel has all packages but mal (setup.py)
 SUFFIXES = (".py", ".yaml")
+# What decides results is under the hash: the code, and the YAML files by which a job checks its chain. What the others
+# say (datasets, clusters, presets, defaults) is in the chain's config.yaml, under its fingerprint as far as it decides.
+HASHED_YAML = ("mal/conf/method", "mal/conf/backbone")
 CACHES = (".pyc", ".nbi", ".nbc")  # of Python and numba: valid in a copy that keeps the times of the files
 
 
 @cache
 def code_hash() -> str:
     """Twelve hexadecimal digits for the code that runs, edited or not, in git or not."""
-    return _hash_of(_root())
+    return _hash_of(_sources())
 
 
 def keep_code(sweep: Path) -> Path:
     """Copy the code under a sweep's folder RUNS/NAME, once for each hash; the copy's folder, RUNS/NAME/code/HASH."""
     folder = sweep.resolve() / CODE
-    if (kept := folder / _hash_of(_root())).is_dir():
+    if (kept := folder / _hash_of(_sources())).is_dir():
         return kept
     part = folder / f".{socket.gethostname()}-{os.getpid()}"
     part.mkdir(parents=True)
     try:
-        for package in PACKAGES:
-            if (_root() / package).is_dir():
-                shutil.copytree(_root() / package, part / package, ignore=_others)
+        for package, source in _sources().items():
+            shutil.copytree(source, part / package, ignore=_others)
         commit, dirty = git_state()
         write_json(part / ORIGIN, {"git_commit": commit, "git_dirty": dirty})
-        kept = folder / _hash_of(part)  # of what was copied, even if somebody has edited meanwhile
+        kept = folder / _hash_of(
+            {package: part / package for package in PACKAGES}
+        )  # of what was copied, even if somebody has edited meanwhile
         part.rename(kept)
     except OSError:
         if not kept.is_dir():  # else another launcher was faster
@@ -68,6 +74,7 @@ def git_state() -> tuple[str | None, bool | None]:
         origin = run_folder.read_json(_root() / ORIGIN)
         return origin["git_commit"], origin["git_dirty"]
     try:
+        _git("ls-files", "--error-unmatch", __file__)  # an installed package may lie in a checkout of something else
         commit = _git("rev-parse", "HEAD")
         return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
@@ -97,12 +104,20 @@ def _root() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
-def _hash_of(root: Path) -> str:
+def _sources() -> dict[str, Path]:
+    """The folder of each package: beside mal in a checkout and in a copy, in a folder of their own in a wheel."""
+    beside = {package: _root() / package for package in PACKAGES}
+    in_wheel = {package: _root() / WHEEL / package for package in PACKAGES}
+    return {package: in_wheel[package] if in_wheel[package].is_dir() else beside[package] for package in PACKAGES}
+
+
+def _hash_of(folders: Mapping[str, Path]) -> str:
     digest = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*")):
-            if path.suffix in SUFFIXES:
-                digest.update(f"{path.relative_to(root)}\0{sha256_file(path)}\n".encode())
+    for package, folder in folders.items():
+        for path in sorted(folder.rglob("*")):
+            name = f"{package}/{path.relative_to(folder).as_posix()}"
+            if path.suffix == ".py" or (path.suffix == ".yaml" and name.startswith(HASHED_YAML)):
+                digest.update(f"{name}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()[:12]
 
 

@@ -72,6 +72,10 @@ def test_a_changed_line_is_other_code(tmp_path: Path) -> None:
         return done.stdout.strip()
 
     assert digest() == code_hash()
+    for name in ("cluster/mine", "experiment/mine", "dataset/mine", "cluster/slurm", "config"):
+        with (folder / "mal" / "conf" / f"{name}.yaml").open("a") as file:
+            file.write("# frozen at launch\n")
+    assert digest() == code_hash()
     settings = folder / "mal" / "conf" / "method" / "random.yaml"
     settings.write_text(settings.read_text() + "# a word\n")
     changed = digest()

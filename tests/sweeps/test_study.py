@@ -1,6 +1,5 @@
 """The study: what its presets compare, what untuned methods take over, and that a stopped one ends like any other."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,17 @@ import pytest
 import yaml
 from PIL import Image
 
-import mal.config.checks
-import mal.config.compose
-import sweeps.launch
 from mal.chain import run_chain
 from mal.config.compose import PAPER_METHODS, compose_sweep
+from mal.config.conf_folders import CONF
 from mal.config.schema import flat
 from mal.config.tuning import draw_trials
 from mal.process.interrupt import Interrupt, Interrupted
 from mal.run import folder as run_folder
 from sweeps import study
-from tests.chains import StopsAt, outcome
+from tests.chains import ROOT, StopsAt, outcome
 
-PRESETS = sorted(path.stem for path in (mal.config.checks.CONF / "experiment").glob("study_*.yaml"))
+PRESETS = sorted(path.stem for folder in (CONF, ROOT / "conf") for path in folder.glob("experiment/study_*.yaml"))
 WITH_F = "methods=[vaal,coreset,entropy,bald,vaal_f,coreset_f,entropy_f,bald_f]"
 SPACES = ["study", "study_scenes"]  # presets that say what is tried
 TOY = """\
@@ -42,24 +39,23 @@ tuning: {mal: {task.lr: [0.01]}, bald: {task.lr: [0.1]}}
 
 @pytest.fixture
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the configuration, which presets can be written to."""
+    """A folder of one's own, ./conf, which presets can be written to."""
     folder = tmp_path / "conf"
-    shutil.copytree(mal.config.checks.CONF, folder)
-    for module in (mal.config.checks, mal.config.compose, sweeps.launch):
-        monkeypatch.setattr(module, "CONF", folder)
+    (folder / "experiment").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     return folder
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_composes_with_its_seeds_and_name(preset: str) -> None:
-    sweep = compose_sweep([f"experiment={preset}", "methods=[mal]"])
+    sweep = compose_sweep([f"experiment={preset}", "methods=[mal]", f"conf={ROOT / 'conf'}"])
     assert sweep.seeds[:3] == [0, 1, 2]
     assert sweep.name == preset.removesuffix("_tuned")
 
 
 @pytest.mark.parametrize("preset", SPACES)
 def test_the_papers_methods_can_be_tuned_in_as_many_trials_each(preset: str, conf: Path) -> None:
-    file = yaml.safe_load((mal.config.checks.CONF / "experiment" / f"{preset}.yaml").read_text())
+    file = yaml.safe_load((CONF / "experiment" / f"{preset}.yaml").read_text())
     paper = {name: {"method": name} for name in PAPER_METHODS["classification"] if name in file["methods"]}
     assert len(draw_trials(file["tuning"], paper, 8)) == 8 * len(paper)
     every = {}  # each method with the last value of each of its keys
@@ -183,7 +179,7 @@ def in_process(conf: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_study_that_was_stopped_ends_as_an_undisturbed_one(
-    tmp_path: Path, in_process: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, conf: Path, in_process: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "TUNING_SEEDS", (100,))
 
@@ -191,7 +187,7 @@ def test_a_study_that_was_stopped_ends_as_an_undisturbed_one(
         places = [f"{key}={tmp_path / name / key}" for key in ("runs", "figures", "docs")]
         return [*places, "presets=[toy]", "tune=2", "steps=[tune,run]", "cluster=local"]
 
-    preset = mal.config.checks.CONF / "experiment" / "toy_tuned.yaml"
+    preset = conf / "experiment" / "toy_tuned.yaml"
     assert study.main(command("undisturbed")) == 0
     written = preset.read_bytes()
     preset.unlink()
