@@ -25,8 +25,8 @@ except ImportError as error:
 import yaml
 
 from mal.config.choices import CHOICES
+from mal.config.conf_folders import choices, own_folder, yaml_path
 
-CONF = Path(__file__).resolve().parent.parent / "mal" / "conf"
 GROUPS = ("dataset", "backbone", "cluster", "experiment")
 BOOLEAN = ("true", "false")
 OTHERS: dict[str, dict[str, Iterable[str]]] = {
@@ -78,38 +78,47 @@ def offered(script: str, word: str, given: Sequence[str]) -> list[str]:
         return []  # bash completes folders
     if key == "methods":
         head, comma, last = value.lstrip("[").rpartition(",")
-        return [f"{key}=[{head}{comma}{name}" for name in _names("method") if name.startswith(last)]
+        return [f"{key}=[{head}{comma}{name}" for name in choices("method", _own(given)) if name.startswith(last)]
     values = _sweeps(given) if key == "name" else keys.get(key, ())
     return [f"{key}={each}" for each in values if each.startswith(value)]
 
 
 def _keys(given: Sequence[str]) -> dict[str, Iterable[str]]:
     """Every key with the names that it takes: those of conf/config.yaml, and of the groups chosen so far."""
-    config = _read("config")
+    own = _own(given)
+    config = _read(yaml_path("", "config"))
     chosen = {group: name for default in config["defaults"] if default != "_self_" for group, name in default.items()}
     given_groups = {key: value for key, _, value in (each.partition("=") for each in given) if key in GROUPS}
     chosen |= {"cluster": "slurm"} | given_groups  # a profile of Slurm's has the most keys
-    for default in _read(f"dataset/{chosen['dataset']}").get("defaults", []):
+    for default in _read(yaml_path("dataset", chosen["dataset"], own)).get("defaults", []):
         if isinstance(default, dict) and "override /backbone" in default and "backbone" not in given_groups:
             chosen["backbone"] = default["override /backbone"]
     values = _flat({key: value for key, value in config.items() if key != "defaults"})
     for group in ("dataset", "backbone", "cluster"):
-        section = _read(f"{group}/{chosen[group]}")
+        section = _read(yaml_path(group, chosen[group], own))
         values |= _flat({group: section.get(group, section)})
-    for method in _names("method"):
-        values |= _flat({"method": _read(f"method/{method}").get("method", {})})
+    for method in choices("method", own):
+        values |= _flat({"method": _read(yaml_path("method", method, own)).get("method", {})})
     keys: dict[str, Iterable[str]] = {key: BOOLEAN if isinstance(v, bool) else () for key, v in values.items()}
     keys |= {name: [str(each) for each in names if each is not None] for name, names in CHOICES.items() if name in keys}
-    keys |= {group: _names(group) for group in GROUPS} | {"methods": (), "show_config": _names("method")}
+    keys |= {group: choices(group, own) for group in GROUPS}
+    keys |= {"methods": (), "show_config": choices("method", own)}
     hidden = ("defaults", ".name", ".acquisition", ".kind")
     return {name: each for name, each in keys.items() if not name.endswith(hidden)}
 
 
-def _read(name: str) -> dict[str, Any]:
-    """A file of the configuration, {} where there is none of that name."""
-    path = CONF / f"{name}.yaml"
+def _read(path: Path) -> dict[str, Any]:
+    """A file of the configuration, {} where it is not there."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is there
     return (yaml.load(path.read_bytes(), loader) or {}) if path.is_file() else {}
+
+
+def _own(given: Sequence[str]) -> Path | None:
+    """The user's folder of files; none where it would be refused, which the launch says."""
+    try:
+        return own_folder(given)[0]
+    except ValueError:
+        return None
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -117,10 +126,6 @@ def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in section.items():
         values |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return values
-
-
-def _names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "template")
 
 
 def _sweeps(given: Sequence[str]) -> list[str]:

@@ -44,6 +44,7 @@ def show(method: str, arguments: Sequence[str]) -> str:
 def _sources(method: str, variant: dict[str, object], arguments: Sequence[str]) -> dict[str, str]:
     """Key -> the file that sets it last, `variants` or the command line."""
     from hydra import initialize_config_dir
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
@@ -53,6 +54,7 @@ def _sources(method: str, variant: dict[str, object], arguments: Sequence[str]) 
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         if own:
+            assert isinstance(loader, ConfigLoaderImpl)
             loader.get_search_path().append("conf=", f"file://{own}")
             loader.repository.initialize_sources(loader.get_search_path())
         order = loader.compute_defaults_list("config", given, RunMode.RUN).defaults

@@ -31,7 +31,8 @@ def method_section(method: str, own: Path | None = None) -> dict[str, Any]:
     section = _inherited(method, "method", own)
     if "acquisition" not in section:
         raise ValueError(
-            f"{yaml_path('method', method, own)} has no method.acquisition: the name that mal/methods registers the method by."
+            f"{yaml_path('method', method, own)} has no method.acquisition: the name that mal/methods registers the "
+            "method by."
         )
     return section
 

@@ -31,7 +31,19 @@ PAPER_METHODS = {
     "segmentation": ("mal", "vaal", "entropy", "random"),
 }
 OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
-SWEEP_KEYS = ("conf", "methods", "variants", "tune", "tuning", "seeds", "cluster", "dry_run", "retry", "tasks", "ranges")
+SWEEP_KEYS = (
+    "conf",
+    "methods",
+    "variants",
+    "tune",
+    "tuning",
+    "seeds",
+    "cluster",
+    "dry_run",
+    "retry",
+    "tasks",
+    "ranges",
+)
 
 
 @dataclass

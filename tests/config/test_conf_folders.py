@@ -1,5 +1,6 @@
 """A folder of one's own: data sets, clusters, presets, variants of methods and backbones outside the package."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mal.config.conf_folders import CONF
 from mal.config.frozen import load_chain
 from mal.run import folder as run_folder
 from mal.run.code_copy import code_hash
+from sweeps import completion, show
 from sweeps.launch import help_text, main
 from tests.chains import ROOT, SHORT, python
 
@@ -101,6 +103,16 @@ def test_what_is_unknown_is_answered_with_the_names_of_both(conf: Path, override
     assert [word for word in words if word not in str(error.value)] == []
 
 
+def test_the_tab_key_and_show_config_know_them(conf: Path) -> None:
+    given = [f"conf={conf}"]
+    assert completion.offered("launch.py", "dataset=few", given) == ["dataset=few_digits"]
+    assert completion.offered("launch.py", "methods=[mal_by", given) == ["methods=[mal_by_ranks"]
+    assert completion.offered("launch.py", "dataset=few", []) == []
+    text = show.show("mal_by_ranks", [*FIRST_TRY, *given])
+    assert re.search(r"query: rank_sum +# conf/method/mal_by_ranks\.yaml", text)
+    assert re.search(r"pool: 300 +# conf/dataset/few_digits\.yaml", text)
+
+
 def test_a_template_is_copied_to_conf_where_there_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"template\.yaml to conf/cluster/MINE\.yaml"):
@@ -143,7 +155,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path, case: str) -> None:
         ("method/mine", "defaults: [mall, _self_]\n", "methods=[mine]", "'mall', which is no method; did you mean mal"),
         ("method/mine", "- a list\n", "methods=[mine]", "has no sections"),
         ("method/mine", "defaults: [mal, _self_]\nmethod: {qwery: 1}\n", "methods=[mine]", "method.qwery is unknown"),
-        ("backbone/mine", "name: mine\nwidth: 4\n", "backbone=mine", "backbone.name=mine is unknown"),
+        ("backbone/mine", "name: mine\nwidth: 4\n", "backbone=mine", "backbone.name=mine: no file in mal/models"),
         ("experiment/mine", "# @package _global_\nconf: else\n", "experiment=mine", "give it on the command line"),
     ],
 )
