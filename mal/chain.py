@@ -92,12 +92,12 @@ def out_of_memory(error: Exception) -> bool:
     return fault_of(error) is Fault.MEMORY
 
 
-def run_chain(chain: Path, until: int | None, interrupt: Interrupt, gpus: int = 0) -> None:
+def run_chain(chain: Path, until: int | None, interrupt: Interrupt, gpus: int | None = None) -> None:
     """Commit the chain's rounds up to `until` (all by default); returns at once where they are.
 
-    gpus: how many the job asked for on each node. Raises `Interrupted`, `ChainLocked`, `RoundFailed`, `OutOfMemory`,
-    `Misplaced` for an error of the place, OSError for one of the storage; another error of a round is recorded in its
-    folder and raised.
+    gpus: how many the job asked for on each node; None: this is no job. Raises `Interrupted`, `ChainLocked`,
+    `RoundFailed`, `OutOfMemory`, `Misplaced` for an error of the place, OSError for one of the storage; another error
+    of a round is recorded in its folder and raised.
     """
     config = load_chain(chain / run_folder.CONFIG)
     target = config.rounds if until is None else min(until, config.rounds)
@@ -111,7 +111,7 @@ def run_chain(chain: Path, until: int | None, interrupt: Interrupt, gpus: int = 
         _run_rounds(chain, config, target, interrupt, gpus)
 
 
-def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt, gpus: int) -> None:
+def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt, gpus: int | None) -> None:
     world = interrupt.world
 
     def committed() -> int:
@@ -154,7 +154,7 @@ def _clear_up(chain: Path) -> None:
             run_folder.drop_working_state(folder)
 
 
-def _prepare(chain: Path, config: Chain, number: int, interrupt: Interrupt, gpus: int) -> Any:
+def _prepare(chain: Path, config: Chain, number: int, interrupt: Interrupt, gpus: int | None) -> Any:
     """What all rounds share, for the first of them, `number`, whose heartbeat begins here."""
     # Imported here, so that a job whose work is done leaves without loading torch.
     from mal.process.device import prepare_device
@@ -168,7 +168,7 @@ def _prepare(chain: Path, config: Chain, number: int, interrupt: Interrupt, gpus
         )
     progress = Progress(run_folder.round_folder(chain, number), number, interrupt)
     try:
-        dataset = _load(config)
+        dataset = _load(config, in_job=gpus is not None)
         interrupt.world.same("The kind of device and the data", f"{device.torch}, pool {dataset.digest[:12]}")
         return Rounds(chain, config, dataset, device, interrupt, progress)
     finally:
@@ -176,12 +176,15 @@ def _prepare(chain: Path, config: Chain, number: int, interrupt: Interrupt, gpus
             progress.leave(interrupt.cause)
 
 
-def _load(config: Chain) -> Any:
+def _load(config: Chain, in_job: bool) -> Any:
     from mal.data.dataset import load
 
     try:
         return load(config.dataset, Path(config.data), config.seed, config.loader)
-    except ValueError as error:  # the launch has read the same data, elsewhere
+    except ValueError as error:
+        if not in_job:
+            raise
+        # the launch has read the same data, elsewhere
         raise Misplaced(f"the data are not as they were at the launch: {error}") from error
 
 
@@ -207,7 +210,7 @@ def main() -> int:
     parser.add_argument("--until", type=int, default=None, help="how many rounds must be committed (default: all)")
     parser.add_argument("--code", default=None, help="hash of the code that is to run")
     parser.add_argument("--tasks", type=int, default=None, help="how many processes are to share the work")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs of each node")
+    parser.add_argument("--gpus", type=int, default=None, help="GPUs of each node, where this is a job")
     arguments = parser.parse_args()
     rank, size, _ = tasks()
     who = f"[{rank}/{size}] " if size > 1 else ""
