@@ -15,7 +15,7 @@ WORDS = ("partition", "account", "qos", "constraint", "exclude", "gpu_type", "ti
 
 
 def as_written(section: dict[str, Any], name: str, own: Path | None) -> dict[str, Any]:
-    """A composed section `cluster` in which what comes from the file of profile `name`, or one it starts from, is as written.
+    """A composed section `cluster` in which what is in the file of profile `name`, or of a parent, is as written there.
 
     own: the user's folder of files. What the command line says stays: it is not read as YAML 1.1.
     """

@@ -27,7 +27,9 @@ dataset: {name: few_digits, pool: 300}
 defaults: [mal, _self_]
 method: {name: mal_by_ranks, query: rank_sum}
 """,
-    "cluster/our_gpus": "defaults: [slurm, _self_]\nname: our_gpus\npartition: gpu\naccount: 00123\ntime: {default: 1:00:00}\n",
+    "cluster/our_gpus": (
+        "defaults: [slurm, _self_]\nname: our_gpus\npartition: gpu\naccount: 00123\ntime: {default: 1:00:00}\n"
+    ),
     "experiment/first_try": """\
 # @package _global_
 defaults: [override /dataset: few_digits, _self_]
