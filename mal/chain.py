@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -127,13 +126,16 @@ def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt, g
             rounds.run(number)
     except (Interrupted, RoundFailed):
         raise
-    except Exception as error:
+    except Exception as raised:
+        error = world.explained(raised)
         if isinstance(error, ProcessLost):
             raise  # of the processes' connections: the next run continues
         fault = fault_of(error)
         world.fail(error, partial(_record, chain, number, error) if fault is Fault.CODE else lambda: None)
         _raise_unrecorded(fault, error, number)
-        raise
+        if error is raised:
+            raise
+        raise error from raised
     world.once(lambda: _clear_up(chain))
 
 
@@ -160,12 +162,7 @@ def _prepare(chain: Path, config: Chain, number: int, interrupt: Interrupt, gpus
     from mal.process.device import prepare_device
     from mal.round import Rounds
 
-    device = prepare_device(config, interrupt.world)
-    if gpus and config.device != "cpu" and device.torch.type != "cuda":
-        raise Misplaced(
-            f"the job asked for {gpus} GPUs on each node, and torch finds none on {socket.gethostname()}: no driver, a "
-            "broken device, or a torch for CPUs only. device=cpu or cluster.gpus_per_node=0 compute without."
-        )
+    device = prepare_device(config, interrupt.world, gpus)
     progress = Progress(run_folder.round_folder(chain, number), number, interrupt)
     try:
         dataset = _load(config, in_job=gpus is not None)

@@ -24,7 +24,7 @@ from mal.data.image_set import IGNORED
 from mal.methods import Setting
 from mal.methods.common import pixel_entropy
 from mal.models.heads import TaskModel, pooled
-from mal.process.device import Device
+from mal.process.device import Device, gpu_versions
 from mal.process.memory import peak_device_mib, peak_host_mib, reserved_device_mib
 from mal.run import folder as run_folder
 from mal.run.code_copy import code_hash, git_state
@@ -137,7 +137,9 @@ class Recorder:
                 "torch": torch.__version__,
                 "numpy": np.__version__,
                 "cuda": torch.version.cuda if cuda else None,
+                **(gpu_versions() if cuda else {}),
             },
+            "tf32": torch.backends.cudnn.allow_tf32 if cuda else None,
             "host": socket.gethostname(),
             "device": self.device.name,
             "threads": torch.get_num_threads(),

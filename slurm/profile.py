@@ -89,12 +89,17 @@ class Profile:
         return self.nodes * self.gpus * self.minutes(dataset) / 60
 
     def fit_to(self, partitions: Mapping[str, Partition]) -> Profile:
-        """The profile with `gpus_per_node` settled from what its partition has; unchanged where it is set."""
+        """The profile with `gpus_per_node` settled from what its partition has; unchanged where it is set.
+
+        ValueError where its processes would share a GPU.
+        """
         if self.gpus_per_node is not None:
             return self
         chosen = chosen_partitions(self, partitions)
         has = any(kind.gpu_count(self.gpu_type) for partition in chosen for kind in partition.kinds)
-        return replace(self, gpus_per_node=1 if has else 0)
+        fitted = replace(self, gpus_per_node=1 if has else 0)
+        _check_shared_gpus(fitted)
+        return fitted
 
 
 def load_profile(section: Mapping[str, Any]) -> Profile:
@@ -224,10 +229,21 @@ def _check_numbers(profile: Profile) -> None:
         raise ValueError(f"cluster.hang_minutes={profile.hang_minutes}: a number above 0 is allowed (minutes).")
     if profile.mem_gb is not None and not (_is_number(profile.mem_gb) and profile.mem_gb > 0):
         raise ValueError(f"cluster.mem_gb={profile.mem_gb}: a number above 0 is allowed (GB a node), or null.")
+    _check_shared_gpus(profile)
     if profile.pack > 1 and (profile.nodes > 1 or profile.tasks > 1):
         raise ValueError(
             f"cluster.pack={profile.pack} puts several chains on one GPU and needs cluster.nodes=1, "
             "cluster.gpus_per_node=1 or less and cluster.tasks_per_node=null."
+        )
+
+
+def _check_shared_gpus(profile: Profile) -> None:
+    """A GPU of its own for each process, which NCCL insists on; on nodes without GPUs any number of processes."""
+    if profile.gpus and profile.tasks > profile.gpus:
+        raise ValueError(
+            f"cluster.tasks_per_node={profile.tasks_per_node}: {profile.tasks} processes cannot share the "
+            f"{profile.gpus} GPUs of a node. Set cluster.tasks_per_node={profile.gpus} or null, raise "
+            "cluster.gpus_per_node, or compute on CPUs with cluster.gpus_per_node=0."
         )
 
 

@@ -8,6 +8,8 @@ where two candidates are closer than that, they are compared in float64.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,19 +89,14 @@ class _TorchProducts:
 
     def fold(self, rows_R: Indices, first: int, stop: int) -> None:
         torch, search = self.torch, self.search
-        precision = torch.get_float32_matmul_precision()
-        # TF32 keeps 10 bits of mantissa: the error bound would not hold.
-        torch.set_float32_matmul_precision("highest")
-        try:
-            step = max(256, 2**26 // search.block)
+        step = max(256, 2**26 // search.block)
+        with _float32_products():
             for c in range(first, stop, search.block):
                 centres_BD, norms_B = (torch.from_numpy(a).to(self.device) for a in
                                        search.centre_block(c, min(stop, c + search.block)))  # fmt: skip
                 for r in range(0, rows_R.size, step):
                     part = rows_R[r : r + step]
                     search.merge(part, *self._two_lowest(part, centres_BD, norms_B), c)
-        finally:
-            torch.set_float32_matmul_precision(precision)
 
     def _two_lowest(self, part: Indices, centres_BD: Any, norms_B: Any) -> tuple[Any, Any, Any]:
         torch = self.torch
@@ -109,6 +106,22 @@ class _TorchProducts:
         values.scatter_(1, nearest[:, None], float("inf"))
         second = values.amin(dim=1)
         return best.cpu().numpy(), second.cpu().numpy(), nearest.cpu().numpy()
+
+
+@contextlib.contextmanager
+def _float32_products() -> Iterator[None]:
+    """Matrix products of a GPU in float32 proper: TF32 keeps 10 bits of mantissa; the error bound would not hold."""
+    import torch
+
+    products: Any = torch.backends.cuda.matmul
+    # torch 2.9 and later; its older keys raise once somebody has used these.
+    key, exact = ("fp32_precision", "ieee") if hasattr(products, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(products, key)
+    setattr(products, key, exact)
+    try:
+        yield
+    finally:
+        setattr(products, key, before)
 
 
 class _Search:

@@ -133,6 +133,7 @@ class Chain:
     keep_queries: int = 0
     floor: str = added("auto")
     workers: int = added(0)
+    tf32: bool = added(True)
     dataset: Dataset
     backbone: dict[str, Any]
     method: dict[str, Any]

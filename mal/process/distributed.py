@@ -14,12 +14,14 @@ Torch is imported where several processes meet, not with this module.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -34,6 +36,7 @@ T = TypeVar("T")
 # Between processes that wait for rank 0's own work, such as a long selection: a process that ends is noticed at once.
 PATIENCE = timedelta(days=7)
 NOTICE_SECONDS = 20.0  # that a process which failed stays for rank 0 to record why
+CLOSE_SECONDS = 5.0  # for the connections to the others, whatever state a GPU is in
 
 
 class ProcessLost(OSError):
@@ -97,14 +100,19 @@ class World:
         self._meet(dist.all_reduce, largest, dist.ReduceOp.MAX, group=self._control)
         return [int(value) for value in largest]
 
-    def same(self, what: str, value: str) -> None:
-        """ValueError where the processes do not all have the same value."""
+    def all(self, value: str) -> list[str]:
+        """What each process has, by rank."""
         if self._alone:
-            return
+            return [value]
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
         self._meet(dist.all_gather_object, values, value, group=self._control)
+        return values
+
+    def same(self, what: str, value: str) -> None:
+        """ValueError where the processes do not all have the same value."""
+        values = self.all(value)
         if len(set(values)) > 1:
             told = "; ".join(f"process {rank}: {value}" for rank, value in enumerate(values))
             raise ValueError(f"{what} must be the same in all {self.size} processes of a run. {told}.")
@@ -178,34 +186,53 @@ class World:
         return arrays
 
     def fail(self, error: Exception, record: Callable[[], None]) -> None:
-        """Before leaving with an error that only some processes may have: all leave, and rank 0 calls `record` once."""
+        """Before leaving with an error that only some processes may have: all leave, and one of them calls `record`.
+
+        That is rank 0 or, where it does not answer, the process that has the error: rank 0 may be waiting for a GPU
+        that waits for this one.
+        """
         if self.main:
             record()
         if self._alone:
             return
-        import torch.distributed as dist
+        from torch.distributed import DistStoreError
 
         with contextlib.suppress(RuntimeError):  # where rank 0 is gone, so is what it kept
             if self.main:
                 self._store.set("noted", "1")
             elif not self._store.check(["error"]):
-                who = f"process {self.rank} on {os.environ.get('SLURMD_NODENAME') or socket.gethostname()}"
+                who = f"process {self.rank} on {socket.gethostname()}"
                 self._store.set("error", f"{who}: {type(error).__name__}: {error}")
             # Closed connections tell those that wait for this process; srun may kill them as soon as it is gone.
-            dist.destroy_process_group()
+            _close()
             if not self.main:
-                self._store.wait(["noted"], timedelta(seconds=NOTICE_SECONDS))
+                try:
+                    self._store.wait(["noted"], timedelta(seconds=NOTICE_SECONDS))
+                except DistStoreError:  # nothing came in time
+                    record()
+
+    def explained(self, error: Exception) -> Exception:
+        """The error that another process has reported, where this one is only what its end looks like from here."""
+        if self._alone:
+            return error
+        from torch.distributed import DistError
+
+        # Of collectives that torch's own layers make, as batch norm's.
+        reported = self._reported() if isinstance(error, DistError) else None
+        return ProcessFailed(reported) if reported else error
 
     def _meet(self, collective: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         try:
             collective(*arguments, **options)
         except RuntimeError as error:
-            reported = None
-            with contextlib.suppress(RuntimeError):
-                reported = self._store.get("error").decode() if self._store.check(["error"]) else None
-            if reported:
+            if reported := self._reported():
                 raise ProcessFailed(reported) from error
             raise ProcessLost(f"Process {self.rank} of {self.size} has lost the others: {error}") from error
+
+    def _reported(self) -> str | None:
+        with contextlib.suppress(RuntimeError):
+            return str(self._store.get("error").decode()) if self._store.check(["error"]) else None
+        return None
 
 
 ALONE = World()
@@ -243,6 +270,7 @@ def join(cuda: bool, minutes: float, agreed: tuple[type[Exception], ...] = ()) -
     try:
         store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
         world._store = dist.PrefixStore("mal", store)
+        choose_interface(world._store, rank, size, os.environ["MASTER_ADDR"])
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         world._control = dist.new_group(backend="gloo", timeout=PATIENCE)
     except RuntimeError as error:
@@ -271,6 +299,66 @@ def leave(status: int) -> NoReturn:
 def first_host(nodes: str) -> str:
     """The first name of Slurm's list of nodes, e.g. gpu07 of `gpu[07-09,12],cpu1`."""
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes).split(",")[0]
+
+
+def choose_interface(store: Any, rank: int, size: int, master: str) -> None:
+    """Let gloo announce this machine's address on the network by which `master` is reached, in GLOO_SOCKET_IFNAME.
+
+    By itself it announces what the host's name means here: 127.0.1.1 in the /etc/hosts of Debian and Ubuntu, where the
+    processes of other machines find nobody. On master's own machine its name may mean that too, so the processes tell
+    each other how they see it. A variable that is set stays.
+    """
+    store.set(f"master/{rank}", _route(master)[1])
+    if rank == 0:
+        seen = [store.get(f"master/{number}").decode() for number in range(size)]
+        store.set("master", next((address for address in seen if not _is_loopback(address)), seen[0]))
+    own = _route(store.get("master").decode())[0]
+    if interface := _interface_of(own):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _route(host: str) -> tuple[str, str]:
+    """The address of this machine from which packets to a host go, and that of the host; nothing is sent."""
+    error: OSError = OSError(f"{host} has no address")
+    for family, kind, _, _, address in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM):
+        try:
+            with socket.socket(family, kind) as probe:
+                probe.connect(address)
+                return str(probe.getsockname()[0]), str(probe.getpeername()[0])
+        except OSError as failed:
+            error = failed
+    raise error
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def _interface_of(address: str) -> str | None:
+    """The network interface that has an address; None where none has, as those of 127.0.0.2 and up."""
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == address.partition("%")[0] for each in addresses):
+            return name
+    return None
+
+
+def _close() -> None:
+    """Close the connections to the other processes, as far as that takes no more than a moment."""
+    import torch
+    import torch.distributed as dist
+
+    def close() -> None:
+        with contextlib.suppress(RuntimeError, ValueError):
+            if "nccl" in str(dist.get_backend_config()):
+                # Kernels that wait for another process never end by themselves, and destroying waits for them.
+                dist.distributed_c10d._get_default_group()._get_backend(torch.device("cuda")).abort()
+            dist.destroy_process_group()
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(CLOSE_SECONDS)
 
 
 def _part(world: World) -> None:

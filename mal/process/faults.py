@@ -38,13 +38,27 @@ _STORAGE = re.compile(
     r"|Remote I/O|Read-only file system|file write failed|failed (writing|finding|reading) |unexpected pos \d"
     r"|Transport endpoint|PytorchStreamWriter|Os \{ code"
 )
-# Drivers and devices in any words; libraries that a node lacks.
+# Drivers, devices and the network between them in any words, also where no GPU is named; libraries that a node lacks.
 _PLACE = re.compile(
-    r"cuda|cudnn|cublas|nccl|nvidia|nvml|\bECC\b|\bHIP\b|hip error|rocm|\bXid\b|AcceleratorError|\bGPUs?\b"
+    r"cuda|cudnn|cublas|nccl|nvidia|nvml|\bECC\b|\bHIP\b|hip error|rocm|\bXid\b|AcceleratorError|\bGPUs?\b|nvlink"
+    r"|unspecified launch failure|launch timed out|hardware stack error|busy or unavailable|\bMPS (client|server)"
+    r"|\bDist(Backend|Network|Store)?Error\b"
     r"|ImportError|ModuleNotFoundError|cannot open shared object|GLIBC|illegal instruction|Misplaced",
     re.IGNORECASE,
 )
-_OF_THE_CODE = re.compile(r"device-side assert|same device|indices should be", re.IGNORECASE)
+# What GPUs and their libraries say of wrong arguments, and torch of tensors that do not go together.
+_OF_THE_CODE = re.compile(
+    r"device-side assert|same device|indices should be|illegal memory access|misaligned address"
+    r"|invalid (argument|configuration|resource handle|texture)|deterministic (implementation|behavior)"
+    r"|STATUS_(INVALID_VALUE|NOT_SUPPORTED|BAD_PARAM)|should be the same|not implemented for|cuda\.\w*Tensor",
+    re.IGNORECASE,
+)
+# Raised for what somebody wrote, whatever the words; also as another process tells of them.
+_WRITTEN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, ArithmeticError)
+_WRITTEN_ELSEWHERE = re.compile(
+    r"ProcessFailed: process \d+ on \S+: "
+    r"(Value|Type|Key|Index|Attribute|Assertion|NotImplemented|ZeroDivision|Overflow|FloatingPoint)Error:"
+)
 
 
 def fault_of(error: BaseException) -> Fault:
@@ -57,6 +71,8 @@ def fault_of(error: BaseException) -> Fault:
         return Fault.STORAGE
     if any(isinstance(each, Misplaced) for each in chain):
         return Fault.PLACE
+    if isinstance(error, _WRITTEN) or _WRITTEN_ELSEWHERE.search(words):
+        return Fault.CODE
     return Fault.PLACE if _PLACE.search(words) and not _OF_THE_CODE.search(words) else Fault.CODE
 
 

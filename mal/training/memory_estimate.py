@@ -22,18 +22,23 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Footprint:
-    """MiB that a round adds to the process. networks: with gradients and moments; activations: those of one batch."""
+    """MiB that a round adds to the process.
+
+    networks: with gradients and moments; activations: those of one batch; images: of training and test set that
+    loader=memory keeps on a GPU (on the host they are resident already).
+    """
 
     networks: int
     activations: int
     copy: int
     cuda: bool
     resident: int
+    images: int = 0
 
     @property
     def device(self) -> int:
         """At the peak, in the memory of the device that computes."""
-        return self.networks + self.activations
+        return self.networks + self.activations + self.images
 
     @property
     def host(self) -> int:
@@ -42,6 +47,7 @@ class Footprint:
 
     def __str__(self) -> str:
         parts = f"networks {self.networks}, activations {self.activations}, a checkpoint's copy {self.copy}"
+        parts += f", images {self.images}" if self.images else ""
         where = f"{self.device} MiB on the device and {self.host} on the host" if self.cuda else f"{self.host} MiB"
         return f"about {where} at the peak ({self.resident} resident now; {parts})"
 
@@ -60,7 +66,14 @@ def footprint(config: Chain, cuda: bool) -> Footprint:
     # Backward holds gradients of the largest beside what was kept, in and out and reordered.
     activations = batch * (kept + 4 * largest) // (2 if config.precision == "bf16" else 1)
     copy = (game - 1 if minimax else task - 1) * weights
-    return Footprint(networks // MIB, activations // MIB, copy // MIB, cuda, resident_mib())
+    images = image_bytes(config) if cuda and config.loader == "memory" else 0
+    return Footprint(networks // MIB, activations // MIB, copy // MIB, cuda, resident_mib(), -(-images // MIB))
+
+
+def image_bytes(config: Chain) -> int:
+    """Of the training and the test set as uint8."""
+    spec = config.dataset
+    return (spec.train + spec.test) * spec.channels * spec.size**2
 
 
 def kept_bytes(network: nn.Module, channels: int, size: int) -> tuple[int, int]:

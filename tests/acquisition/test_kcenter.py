@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mal.acquisition import kcenter, kcenter_greedy
+from tests.chains import python
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -99,3 +100,29 @@ def test_without_centres_the_first_pick_is_the_lowest_position() -> None:
 def test_bad_features_are_refused(features: list[Any], centres: list[Any] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kcenter_greedy(features, centres, 1)
+
+
+# How somebody may have set the precision of products, by torch's keys of each age.
+PRECISIONS = [
+    "pass",
+    "torch.set_float32_matmul_precision('high')",
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+]
+
+
+@pytest.mark.parametrize("setting", PRECISIONS)
+def test_products_are_float32_whatever_precision_is_set_and_the_setting_stays(setting: str) -> None:
+    code = (
+        f"import torch\n{setting}\n"
+        "from mal.acquisition.kcenter import _float32_products\n"
+        "keys = torch.backends.cuda.matmul\n"
+        "before = keys.fp32_precision\n"
+        "with _float32_products():\n"
+        "    assert keys.fp32_precision == 'ieee', keys.fp32_precision\n"
+        "assert keys.fp32_precision == before, (keys.fp32_precision, before)\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -17,12 +18,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed import DistBackendError
 
 from mal import chain
 from mal.chain import EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY, locked
 from mal.data.augment import Augmentation
 from mal.data.loader import MemoryLoader, TrainingStream
 from mal.minimax import MinimaxObjective
+from mal.process import distributed
 from mal.process.device import Device
 from mal.process.distributed import ALONE, World, first_host, join, leave, tasks
 from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt
@@ -360,6 +363,47 @@ def test_an_error_in_one_process_ends_all_and_is_recorded(tmp_path: Path) -> Non
     assert failure is not None
     assert "process 1 on" in failure["error"]
     assert "ZeroDivisionError: made up" in failure["error"]
+
+
+def stuck(folder: Path) -> None:
+    """The chain, in which process 1 has an error while process 0 waits for its GPU, and groups do not close."""
+    rank = int(os.environ["RANK"])
+
+    def stepping(self: MinimaxObjective, *arguments: Any) -> Any:
+        if rank == 1:
+            raise ZeroDivisionError("made up")
+        time.sleep(12)  # srun would end it when process 1 has left
+        os._exit(9)
+
+    MinimaxObjective.step = stepping  # type: ignore[method-assign]
+    distributed.NOTICE_SECONDS, distributed.CLOSE_SECONDS = 2.0, 0.5
+    torch.distributed.destroy_process_group = partial(time.sleep, 10_000)
+    run_chain(folder)
+
+
+def test_an_error_is_recorded_though_the_first_process_hangs_and_the_group_does_not_close(tmp_path: Path) -> None:
+    folder = write_chain(tmp_path, chain_config())
+    assert together(2, stuck, folder) == [9, EXIT_ERROR]
+    failure = chain.read_failure(folder)
+    assert failure is not None
+    assert failure["error"] == "ZeroDivisionError: made up"
+    assert "in stepping" in failure["traceback"]
+
+
+def collide(world: World, folder: Path) -> None:
+    """An error of torch's own collectives is what the other process says that it had."""
+    lost = DistBackendError("NCCL communicator was aborted")
+    assert world.explained(lost) is lost
+    if not world.main:
+        world._store.set("error", "process 1 on n1: ValueError: made up")
+    world.most(0)
+    assert str(world.explained(lost)) == "process 1 on n1: ValueError: made up"
+    error = ValueError("mine")
+    assert world.explained(error) is error
+
+
+def test_errors_of_torchs_own_collectives_are_explained(tmp_path: Path) -> None:
+    assert together(2, joined, collide, tmp_path) == [0, 0]
 
 
 def test_one_process_without_memory_ends_all_and_is_no_error_of_the_code(tmp_path: Path) -> None:

@@ -120,6 +120,17 @@ def test_a_gpu_is_asked_for_where_there_is_one() -> None:
     assert profile(partition="cpu").fit_to(PARTITIONS).tasks == 1
 
 
+def test_processes_do_not_share_a_gpu() -> None:
+    words = r"cluster\.tasks_per_node=4: 4 processes cannot share the {} GPUs of a node\..*cluster\.gpus_per_node=0"
+    with pytest.raises(ValueError, match=words.format(2)):
+        profile(tasks_per_node=4, gpus_per_node=2)
+    with pytest.raises(ValueError, match=words.format(1)):
+        profile(tasks_per_node=4).fit_to(PARTITIONS)
+    assert profile(tasks_per_node=4, gpus_per_node=0).tasks == 4
+    assert profile(tasks_per_node=4, partition="cpu").fit_to(PARTITIONS).tasks == 4
+    assert profile(tasks_per_node=2, gpus_per_node=4).tasks == 2
+
+
 def test_slurm_s_notations() -> None:
     assert [parse_minutes(t) for t in ("1-00:00:00", "02:30:00", "30:00", "infinite")] == [1440, 150, 30, None]
     assert parse_gpus("gpu:a100:4(S:0-1),gpu:2,mps:100,tmp:gpu:7") == {"a100": 4, "": 2}

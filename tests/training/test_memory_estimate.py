@@ -47,6 +47,17 @@ def test_on_a_gpu_the_host_needs_the_copy_alone() -> None:
     assert str(there).startswith("about 30 MiB on the device and 105 on the host at the peak")
 
 
+def test_a_gpus_memory_holds_the_images_too() -> None:
+    keys = ("dataset=fashion_mnist", "loader=memory")
+    there, here = (footprint(chain_config(*keys), cuda) for cuda in (True, False))
+    assert there.images == -(-70_000 * 28 * 28 // 2**20) == 53
+    assert there.device == there.networks + there.activations + 53
+    assert ", images 53)" in str(there)
+    assert here.images == 0
+    files = chain_config("dataset=fashion_mnist", "loader=torch")
+    assert footprint(files, True).device == there.device - 53
+
+
 def test_a_round_says_before_and_after(tmp_path: Path) -> None:
     folder = write_chain(tmp_path, chain_config("rounds=1"))
     ended = run_chain_process(folder)
