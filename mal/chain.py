@@ -162,7 +162,7 @@ def _prepare(chain: Path, config: Chain, number: int, interrupt: Interrupt, gpus
     from mal.process.device import prepare_device
     from mal.round import Rounds
 
-    device = prepare_device(config, interrupt.world, gpus)
+    device = prepare_device(config, interrupt.world, gpus or 0)
     progress = Progress(run_folder.round_folder(chain, number), number, interrupt)
     try:
         dataset = _load(config, in_job=gpus is not None)
