@@ -20,6 +20,7 @@ except ImportError as error:
     )
 
 from analysis.options import HELP, Options, hint, parse, sweeps_of, wants_help
+from mal.files import run_command
 
 if TYPE_CHECKING:
     from analysis.reading import Runs
@@ -103,4 +104,4 @@ def only(runs: Runs, methods: Sequence[str]) -> Runs:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

@@ -34,6 +34,7 @@ from analysis.options import parse
 from analysis.reading import Chain, Runs, load
 from analysis.stats import area_under_budget
 from analysis.table import Table, mean_std
+from mal.files import run_command
 
 TRIAL = re.compile(r"(.+)_t(\d+)")
 # These differ between chains without being settings.
@@ -144,4 +145,4 @@ def _settings(config: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

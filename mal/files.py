@@ -1,4 +1,4 @@
-"""Files that other processes read: written whole or not at all, and known by their hash."""
+"""What other processes read: files, written whole or not at all and known by their hash, and what a command prints."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 
 def sha256(data: bytes) -> str:
@@ -61,3 +63,15 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def run_command(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run a command line and exit with its status; quietly where the reader of its output, e.g. `head`, has gone."""
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more when it exits, and that must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)

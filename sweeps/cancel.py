@@ -26,6 +26,7 @@ except ImportError as error:
 
 from mal.config.options import parse_options
 from mal.config.registry import nearest
+from mal.files import run_command
 from mal.run import folder as run_folder
 from slurm.client import NoSlurmError, SlurmError, SlurmSilentError, call
 from slurm.squeue import ChainName, Job, chains_of, read_queue, runs_hash
@@ -160,4 +161,4 @@ def _seed(text: str) -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -26,6 +26,7 @@ import yaml
 
 from mal.config.choices import CHOICES
 from mal.config.conf_folders import choices, own_folder, yaml_path
+from mal.files import run_command
 
 GROUPS = ("dataset", "backbone", "cluster", "experiment")
 BOOLEAN = ("true", "false")
@@ -134,4 +135,4 @@ def _sweeps(given: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -26,6 +26,7 @@ except ImportError as error:
 from mal.config.compose import Sweep, compose_sweep
 from mal.config.conf_folders import CONF, GROUPS, choices, names, own_folder
 from mal.config.registry import nearest
+from mal.files import run_command
 from sweeps import habits, show
 
 EXIT_USAGE, EXIT_STOPPED = 2, 130
@@ -150,4 +151,4 @@ def help_text(arguments: Sequence[str] = ()) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -19,7 +19,7 @@ from mal.config.frozen import amended, differences, load_chain, save_chain
 from mal.config.schema import Chain
 from mal.files import write_atomic
 from mal.run import folder as run_folder
-from mal.run.code_copy import other_code
+from mal.run.code_copy import installed, other_code
 from mal.run.heartbeat import read_progress
 from mal.run.ledger import read_history
 
@@ -101,8 +101,18 @@ def share_threads(plans: list[ChainPlan], workers: int) -> None:
 
 def curves_command(sweep: Sweep) -> str:
     """The command that draws the sweep."""
+    script = "mal-curves" if installed() else "python analysis/curves.py"
+    return f"{script} {_where(sweep)}"
+
+
+def status_command(sweep: Sweep) -> str:
+    """The command that says where the sweep is."""
+    return f"{'mal-status' if installed() else 'python sweeps/status.py'} {_where(sweep)}"
+
+
+def _where(sweep: Sweep) -> str:
     runs = "" if sweep.runs == Path("runs") else f"runs={shlex.quote(str(sweep.runs))} "
-    return f"python analysis/curves.py {runs}name={sweep.name}"
+    return f"{runs}name={sweep.name}"
 
 
 def cores() -> int:

@@ -34,6 +34,7 @@ except ImportError as error:
 
 from mal.config.options import parse_boolean, parse_options
 from mal.config.registry import nearest
+from mal.files import run_command
 from mal.run import folder as run_folder
 from slurm.client import NoSlurmError, SlurmError
 from slurm.squeue import Job, read_queue
@@ -235,4 +236,4 @@ def _queue() -> tuple[list[Job] | None, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -35,7 +35,7 @@ import yaml
 from mal.config import conf_folders, frozen
 from mal.config.compose import PAPER_METHODS, Sweep, compose_sweep
 from mal.config.schema import Chain, flat
-from mal.files import write_atomic
+from mal.files import run_command, write_atomic
 from mal.run import folder as run_folder
 from sweeps import launch
 
@@ -242,4 +242,4 @@ def _analyse(script: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -23,7 +23,7 @@ from slurm.stuck import remedy, stuck
 from slurm.submit import Submission, Submitter, Wanted, logical
 from slurm.submitted import Submitted, claim, note_cancelled, read_submitted
 from slurm.traces import explain, without_trace
-from sweeps.plan import ChainPlan, State, check_data, curves_command, freeze, reconcile
+from sweeps.plan import ChainPlan, State, check_data, curves_command, freeze, reconcile, status_command
 
 LAUNCH_LOCK = ".launch.lock"
 LAUNCH_MINUTES = 10.0
@@ -129,7 +129,7 @@ def _launch(sweep: Sweep, profile: Profile, spare: bool) -> int:
     if left := len(submissions) - taken:
         why = words or f"cluster.max_jobs={profile.max_jobs}, and {len(queue)} were in the queue"
         print(f"{left} jobs are not submitted ({why}). {_how_to_go_on(submitter.aim(wanted), len(wanted))}")
-    print(f"See:      python sweeps/status.py runs={sweep.runs} name={sweep.name}")
+    print(f"See:      {status_command(sweep)}")
     print(f"Results:  {sweep.runs / sweep.name}    Curves: {curves_command(sweep)}")
     if left:
         return EXIT_PART

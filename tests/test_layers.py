@@ -19,7 +19,7 @@ LAYERS = [
     {"mal.methods"},
     {"mal.record"},
     {"mal.round"},
-    {"mal.chain"},
+    {"mal.chain", "mal.console"},
     {"slurm"},
     {"sweeps"},
 ]

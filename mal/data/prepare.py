@@ -73,7 +73,7 @@ from mal.data.ffcv.unfinished import Stopped
 from mal.data.ffcv.worker_pool import WorkersDied
 from mal.data.image_set import Files, Readable, hash_arrays
 from mal.data.said import Said
-from mal.files import write_json
+from mal.files import run_command, write_json
 from mal.listing import some
 from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt
 from mal.run.heartbeat import now
@@ -384,4 +384,4 @@ def _number(options: dict[str, str], key: str, low: float, high: float, whole: b
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -104,11 +104,18 @@ def _root() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
+def installed() -> bool:
+    """Whether this is an installed wheel, not a checkout or a copy of one."""
+    return (_root() / WHEEL).is_dir()
+
+
+def commands_folder() -> Path:
+    """The folder of all packages but mal: beside mal in a checkout and in a copy, a folder of their own in a wheel."""
+    return _root() / WHEEL if installed() else _root()
+
+
 def _sources() -> dict[str, Path]:
-    """The folder of each package: beside mal in a checkout and in a copy, in a folder of their own in a wheel."""
-    beside = {package: _root() / package for package in PACKAGES}
-    in_wheel = {package: _root() / WHEEL / package for package in PACKAGES}
-    return {package: in_wheel[package] if in_wheel[package].is_dir() else beside[package] for package in PACKAGES}
+    return {package: (_root() if package == "mal" else commands_folder()) / package for package in PACKAGES}
 
 
 def _hash_of(folders: Mapping[str, Path]) -> str:

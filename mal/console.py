@@ -1,0 +1,43 @@
+"""The commands of an installed package: mal-launch, mal-status, mal-cancel, mal-curves and mal-prepare.
+
+Those of the repository, `python sweeps/launch.py` and so on, are the same modules.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from mal.files import run_command
+from mal.run.code_copy import commands_folder
+
+
+def launch() -> None:
+    """mal-launch."""
+    _run("sweeps.launch")
+
+
+def status() -> None:
+    """mal-status."""
+    _run("sweeps.status")
+
+
+def cancel() -> None:
+    """mal-cancel."""
+    _run("sweeps.cancel")
+
+
+def curves() -> None:
+    """mal-curves."""
+    _run("analysis.curves")
+
+
+def prepare() -> None:
+    """mal-prepare."""
+    _run("mal.data.prepare")
+
+
+def _run(module: str) -> None:
+    # First, so that nobody's package of the same name on PYTHONPATH is taken for ours.
+    sys.path.insert(0, str(commands_folder()))
+    run_command(import_module(module).main)
