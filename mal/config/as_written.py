@@ -15,11 +15,7 @@ WORDS = ("partition", "account", "qos", "constraint", "exclude", "gpu_type", "ti
 
 
 def as_written(section: dict[str, Any], name: str, own: Path | None) -> dict[str, Any]:
-<<<<<<< HEAD
     """A composed section `cluster` in which what is in the file of profile `name`, or of a parent, is as written there.
-=======
-    """A composed section `cluster` in which what comes from the profile's file, or one it starts from, is as written.
->>>>>>> 45abc3a (A wheel whose other packages lie in a folder of their own; console scripts; commands that end quietly where their reader has gone)
 
     name: of the profile; own: the user's folder of files. What the command line says stays: it is not read as YAML 1.1.
     """
