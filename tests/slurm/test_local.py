@@ -147,11 +147,12 @@ def test_the_owner_s_sudden_death_stops_the_cluster(short_folder: Path) -> None:
 
 def test_up_status_down(short_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = f"dir={short_folder}"
-    assert main(["up", where, "nodes=1", "gpus=0"]) == 0
+    assert main(["up", where, "nodes=1"]) == 0
     try:
         assert f"SLURM_CONF={short_folder / 'slurm.conf'}" in capsys.readouterr().out
         assert main(["status", where]) == 0
         assert "slurmctld" in capsys.readouterr().out
+        assert "Gres=" not in LocalSlurm(short_folder).conf.read_text()  # torch would find no pretended GPU
         with pytest.raises(ValueError, match="a cluster runs there"):
             main(["up", where])
     finally:
