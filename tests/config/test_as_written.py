@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
-from mal.config import checks, compose
-from mal.config.checks import CONF
 from mal.config.compose import compose_sweep
 from slurm.profile import load_profile
 
@@ -23,25 +19,17 @@ sbatch: {begin: 16:00, nice: 010, exclusive: true}
 PARENT = "defaults: [slurm, _self_]\npartition: 1_000\ntime: {default: 8:00:00}\n"
 
 
-def test_times_and_names_in_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    conf = tmp_path / "conf"
-    conf.mkdir()
-    for entry in CONF.iterdir():
-        if entry.name != "cluster":
-            (conf / entry.name).symlink_to(entry)
-    (conf / "cluster").mkdir()
-    for entry in (CONF / "cluster").iterdir():
-        (conf / "cluster" / entry.name).symlink_to(entry)
-    (conf / "cluster" / "mine.yaml").write_text(PROFILE)
-    (conf / "cluster" / "parent.yaml").write_text(PARENT)
-    for module in (checks, compose):
-        monkeypatch.setattr(module, "CONF", conf)
-    section = compose_sweep(["cluster=mine"]).cluster
+def test_times_and_names_in_a_profile(tmp_path: Path) -> None:
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "mine.yaml").write_text(PROFILE)
+    (tmp_path / "cluster" / "parent.yaml").write_text(PARENT)
+    chosen = [f"conf={tmp_path}", "cluster=mine"]
+    section = compose_sweep(chosen).cluster
     profile = load_profile(section)
     assert (profile.account, profile.partition, profile.qos, profile.gpu_type) == ("00123", "1_000", "off", "1e3")
     assert [profile.minutes(name) for name in ("other", "digits", "imagenet")] == [480, 110, 2160]
     assert profile.sbatch == {"begin": "16:00", "nice": "010", "exclusive": True}
-    changed = load_profile(compose_sweep(["cluster=mine", "cluster.time.default=30", "cluster.account=x"]).cluster)
+    changed = load_profile(compose_sweep([*chosen, "cluster.time.default=30", "cluster.account=x"]).cluster)
     assert (changed.minutes("other"), changed.account) == (30, "x")
 
 

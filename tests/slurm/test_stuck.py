@@ -91,7 +91,7 @@ def test_a_held_job_is_said_with_the_command_that_releases_it(
     assert f"`scontrol release {first}`" in said
     assert launch([*arguments, "+cluster.sbatch.begin=now+1hour"]) == 1
     said = capsys.readouterr().out
-    assert f"job {first} never starts by itself (JobHeldUser): held: `scontrol release {first}`" in said
+    assert f"job {first} never starts by itself (JobHeldAdmin): held: `scontrol release {first}`" in said
     cluster.run("scontrol", "release", str(first))
     assert status([f"runs={tmp_path}"]) == 0
 
