@@ -73,7 +73,7 @@ def _seeds(panel: Panel) -> Iterable[Finding]:
         yield Finding("one seed", f"{panel.title}: no deviation, interval or test with one seed: {', '.join(single)}")
     if few:
         most = max(len(has[m]) for m in few)
-        rough = "intervals from so few are rough, bootstrap ones too narrow"
+        rough = "intervals from so few are wide, and lean on normal differences"
         yield Finding("few seeds", f"{panel.title}: at most {most} seeds for {', '.join(few)}; {rough}")
 
 

@@ -102,7 +102,7 @@ def saved_table(panel: Panel) -> Table | None:
     name = style.method_label(panel.methods[focus])
     note = (
         f"For each seed, the labels with which {name} first reaches the baseline's last value, against those the "
-        "baseline needed; the mean of the differences with a 95% bootstrap interval, paired. Positive: labels saved."
+        "baseline needed; the mean of the differences with Student's 95% interval, paired. Positive: labels saved."
     )
     heads = ["Baseline", "its last value (%)", "its labels", f"{name}'s labels", "saved", "share"]
     frame = pd.concat(frames, ignore_index=True)
@@ -121,7 +121,7 @@ def _saved(panel: Panel, focus: int, theirs: np.ndarray, ours: np.ndarray, targe
     share = 100 * np.nansum(saved) / np.nansum(theirs)
     return [
         *texts,
-        interval(float(np.nanmean(saved)), *stats.bootstrap_interval(saved), 0),
+        _difference(saved, 0),
         number(share, 0, sign=True) + "%",
     ]
 
@@ -162,7 +162,7 @@ def start_table(panel: Panel, baseline: str) -> Table | None:
     against = style.method_label(baseline)
     note = (
         f"Round 0 is trained on the same labels by every method, so its difference from {against} is the start. The "
-        "difference in area beyond it is what the later rounds added. Means over seeds, 95% bootstrap intervals."
+        "difference in area beyond it is what the later rounds added. Means over seeds, Student's 95% intervals."
     )
     heads = ["Method", "Round 0 (%)", "Gain since", "Start", "Beyond the start", "Area in all"]
     frame = pd.concat(frames, ignore_index=True)
@@ -176,8 +176,9 @@ def _mean_std(values: np.ndarray) -> str:
     return mean_std(float(mean), float(std))
 
 
-def _difference(values: np.ndarray) -> str:
-    return interval(float(stats.summary(values)[0]), *stats.bootstrap_interval(values))
+def _difference(values: np.ndarray, decimals: int = 2) -> str:
+    low, high = stats.t_interval(values)
+    return interval(float(stats.summary(values)[0]), float(low), float(high), decimals)
 
 
 def _same_start(panel: Panel) -> str:

@@ -21,6 +21,7 @@ Turn the committed rounds under a runs folder into curves.csv, figures, tables a
     methods=[...]   only these, e.g. methods=[mal,random]; default: all that have rounds
     targets=[...]   accuracies whose number of labels is reported, e.g. targets=[80,90]; default: three values
     baseline=NAME   the method that others are compared with (default random), e.g. baseline=entropy
+    difference=P    the difference in points for which the seeds needed are stated (default 2), e.g. difference=1
     --help          this text
 """
 
@@ -39,9 +40,10 @@ class Options:
     figures: bool = True
     targets: tuple[float, ...] = ()
     baseline: str = "random"
+    difference: float = 2.0
 
 
-KEYS = ("runs", "name", "out", "methods", "figures", "targets", "baseline")
+KEYS = ("runs", "name", "out", "methods", "figures", "targets", "baseline", "difference")
 FLAGS = ("--no-figures", "--help", "-h")
 
 
@@ -93,6 +95,7 @@ def parse(arguments: Sequence[str]) -> Options:
         figures=_truth("figures", given.get("figures", "true")),
         targets=_numbers("targets", given.get("targets", "")),
         baseline=given.get("baseline", "random"),
+        difference=_points("difference", given.get("difference", "2")),
     )
 
 
@@ -133,3 +136,10 @@ def _numbers(key: str, value: str) -> tuple[float, ...]:
         return tuple(float(part) for part in _list(value))
     except ValueError:
         raise ValueError(f"{key}={value}: give numbers, e.g. {key}=[80,90].") from None
+
+
+def _points(key: str, value: str) -> float:
+    numbers = _numbers(key, value)
+    if len(numbers) != 1 or not 0 < numbers[0] <= 100:
+        raise ValueError(f"{key}={value}: give points of the metric above 0 and up to 100, e.g. {key}=2.")
+    return numbers[0]

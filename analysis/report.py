@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import captions, checks, class_tables, diagnostics, label_tables, queries, references, style, tables
+from analysis import (
+    captions,
+    checks,
+    claims,
+    class_tables,
+    diagnostics,
+    label_tables,
+    queries,
+    references,
+    style,
+    tables,
+)
 from analysis.options import Options
 from analysis.panels import Panel, curves, panels_of
 from analysis.reading import Finding, Runs
@@ -21,7 +32,7 @@ FIGURES = (
 )
 TABLES = (
     *("rounds_*", "area_*", "labels_*", "saved_*", "start_*", "classes_*", "signals_*", "cost_*"),
-    *("penalty", "penalty_holm"),
+    *("claims_*", "penalty", "penalty_holm"),
 )
 PRINT_DPI = 200  # of the PNG files
 SCREEN_DPI = 140  # an inch of a figure on the screen, in CSS pixels
@@ -122,6 +133,7 @@ def _sections(runs: Runs, panels: list[Panel], options: Options, left_out: list[
     sections = {
         "curves": Section("Learning curves"),
         "gain": Section("Gain and area under the budget curve"),
+        "claims": Section("Claims"),
         "labels": Section("Labels needed and saved"),
         "start": Section("Start and choice"),
         "penalty": Section("Who beats whom"),
@@ -148,6 +160,10 @@ def _sections(runs: Runs, panels: list[Panel], options: Options, left_out: list[
             left_out.append(f"{panel.title}: head, middle and tail classes; {reason}")
         _add(sections["inside"], diagnostics.signals_table(panel, diagnostics.signals_of(panel, rows)))
         _add(sections["cost"], class_tables.cost_table(panel, rows))
+    claimed = claims.comparisons(panels, options.baseline)
+    sections["claims"].tables += [claims.claims_table(n, lines, options.difference) for n, lines in claimed.items()]
+    if not claimed:
+        left_out.append("claims: they need two methods with a finished chain of the same seed and two rounds")
     penalties = tables.penalty_tables(panels)
     sections["penalty"].tables += penalties
     if not penalties:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 from scipy import special
 
 Array = np.ndarray
-EXACT = 6  # up to this many seeds every bootstrap resample is enumerated (6^6 = 46,656)
-RESAMPLES = 10_000
+LEVEL, POWER = 0.05, 0.8  # of tests, and with what probability they are to find the difference that is claimed
+MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,49 @@ def t_half_width(differences: Array, level: float = 0.95) -> Array:
     return np.where(n > 1, width, np.nan)
 
 
+def t_interval(differences: Array) -> tuple[Array, Array]:
+    """Student's 95% interval of the mean of paired differences along the last axis; NaN below two pairs.
+
+    Of few pairs it holds the true mean as often as it says, where a bootstrap over seeds does not: of five, 95% against
+    84% (benchmarks/coverage.py).
+    """
+    mean, half = summary(differences)[0], t_half_width(differences)
+    return mean - half, mean + half
+
+
+def seeds_needed(std: Array, difference: float, level: float = LEVEL, power: float = POWER) -> Array:
+    """Pairs with which a two-sided paired t-test finds a true `difference` with probability `power`; same shape as std.
+
+    std: of the paired differences. NaN where it is NaN, infinity beyond 10,000. From the noncentral t distribution.
+    """
+    std = np.asarray(std, float)
+    needed = np.full(std.shape, np.inf)
+    n = np.arange(2, MOST_SEEDS + 1)
+    critical = special.stdtrit(n - 1, 1 - level / 2)
+    for at in np.ndindex(std.shape):
+        if np.isnan(std[at]):
+            needed[at] = np.nan
+            continue
+        low, high = 0, len(n)  # the power grows with the number of pairs
+        while low < high:
+            k = (low + high) // 2
+            enough = _power(int(n[k]), float(critical[k]), difference, float(std[at])) >= power
+            low, high = (low, k) if enough else (k + 1, high)
+        needed[at] = n[low] if low < len(n) else np.inf
+    return needed
+
+
+def _power(n: int, critical: float, difference: float, std: float) -> float:
+    """Of a two-sided paired t-test with n pairs whose differences have this mean and standard deviation.
+
+    The other side, a significant difference of the wrong sign, is left out: at a power worth having it is nothing.
+    """
+    shift = np.sqrt(n) * abs(difference) / std if std else np.inf
+    if shift > critical + 30:  # beyond what nctdtr can compute, where the power is 1
+        return 1.0
+    return float(1 - special.nctdtr(n - 1, shift, critical))
+
+
 def holm(p: Array) -> Array:
     """Holm's (1979) step-down adjusted p-values over all entries that are not NaN; same shape."""
     flat = p.ravel()
@@ -69,25 +111,17 @@ def holm(p: Array) -> Array:
     return adjusted.reshape(p.shape)
 
 
-@lru_cache(maxsize=16)
-def _resamples(n: int) -> Array:
-    if n <= EXACT:
-        return np.indices((n,) * n).reshape(n, -1).T
-    return np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+def family_tests(differences: Array) -> tuple[Tests, Array]:
+    """Paired t-tests of all comparisons (K, S) of a claim, and Holm's adjusted p over them (K,).
 
-
-def bootstrap_interval(differences: Array, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of paired differences (S,): seeds are drawn again, pairs stay together.
-
-    Up to six pairs all resamples are enumerated, beyond that 10,000 are drawn with a fixed seed. NaN below two pairs.
+    Comparisons with the same differences for every seed, such as those of two methods that are the same, count once.
     """
-    pairs = differences[~np.isnan(differences)]
-    if len(pairs) < 2:
-        return np.nan, np.nan
-    means = pairs[_resamples(len(pairs))].mean(axis=1)
-    # Few seeds give few distinct means: a quantile between two of them would make the interval too narrow.
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-    return float(low), float(high)
+    tests = paired_tests(differences)
+    rows = np.where(np.isnan(differences), np.inf, differences)  # NaN equals nothing, not even another one
+    _, first, same = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    once = np.full(len(differences), np.nan)
+    once[first] = tests.p[first]
+    return tests, holm(once)[first][same.ravel()]
 
 
 def area_under_budget(labeled: Array, values: Array) -> Array:

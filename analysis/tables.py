@@ -64,7 +64,7 @@ def rounds_table(panels: list[Panel]) -> Table:
 
 
 def area_table(panel: Panel, baseline: str) -> Table | None:
-    """Area under the budget curve, and its difference from the baseline with a paired bootstrap interval."""
+    """Area under the budget curve, and its paired difference from the baseline with Student's interval."""
     if panel.horizon < 2:
         return None
     areas, base = panel.areas(), panel.index(baseline)
@@ -72,12 +72,11 @@ def area_table(panel: Panel, baseline: str) -> Table | None:
     differences = areas - areas[base] if base is not None else np.full_like(areas, np.nan)
     if base is not None:
         differences[base] = np.nan
-    tests = stats.paired_tests(differences)
-    adjusted = stats.holm(tests.p)
-    intervals = np.array([stats.bootstrap_interval(row) for row in differences])
+    tests, adjusted = stats.family_tests(differences)
+    low, high = stats.t_interval(differences)
     rows = []
     for m, method in enumerate(panel.methods):
-        versus = interval(tests.mean[m], *intervals[m])
+        versus = interval(tests.mean[m], low[m], high[m])
         rows.append(
             [style.method_label(method), mean_std(mean[m], std[m]), str(count[m]), versus, p_value(adjusted[m])]
         )
@@ -86,8 +85,8 @@ def area_table(panel: Panel, baseline: str) -> Table | None:
         "std": std,
         "n": count,
         "difference": tests.mean,
-        "low": intervals[:, 0],
-        "high": intervals[:, 1],
+        "low": low,
+        "high": high,
     }
     frame = pd.DataFrame(
         {"dataset": panel.key, "method": panel.methods, **values, "pairs": tests.n, "p": tests.p, "p_holm": adjusted}
@@ -96,7 +95,7 @@ def area_table(panel: Panel, baseline: str) -> Table | None:
     note = (
         f"Mean {style.metric_noun(panel.metric)} over the budget from {panel.budgets[0]:,.0f} to "
         f"{panel.budgets[panel.horizon - 1]:,.0f} labels (trapezoids; chains that reach it), and the difference from "
-        f"{against}, paired by seed, with a 95% bootstrap interval and Holm's p of a paired t-test. Bold: significant."
+        f"{against}, paired by seed, with Student's 95% interval and Holm's p of a paired t-test. Bold: significant."
     )
     best = stats.significantly_best(areas)
     bold = {(best, 1)} if best is not None else set()

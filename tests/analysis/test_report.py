@@ -51,6 +51,7 @@ def test_report_has_every_figure_table_and_warning(written: Path) -> None:
         assert all(p.stat().st_size > 5000 for p in written.glob(f"*.{ending}"))
     names = {"rounds", "area", "labels", "saved", "start", "classes", "signals", "cost"}
     stems = {f"{name}_digits_imbalanced" for name in names} | {"penalty", "penalty_holm"}
+    stems |= {"claims_mal", "claims_random"}
     for ending in ("csv", "md", "tex"):
         assert {p.stem for p in (written / "tables").glob(f"*.{ending}")} == stems
     text = (written / "report.md").read_text()
