@@ -69,9 +69,11 @@ class Rounds:
         nothing = visible_labels(len(dataset.train), np.empty(0, np.int64), np.empty(0, np.int64))
         workers = count_workers(config.workers, config.threads)
         note = self._note("read images", len(dataset.train))
-        self.images = build_loader(config.loader, dataset.train, nothing, device.torch, workers, note)
+        self.images = build_loader(config.loader, dataset.train, nothing, device.torch, workers, note, self._leave)
         self.test_labels = dataset.test.labels[np.arange(len(dataset.test))]
-        self.test = build_loader(config.loader, dataset.test, self.test_labels, device.torch, workers, note)
+        self.test = build_loader(
+            config.loader, dataset.test, self.test_labels, device.torch, workers, note, self._leave
+        )
         expected = footprint(config, device.torch.type == "cuda")
         log.info("memory of a round: %s", expected)
         self.recorder = Recorder(chain, config, dataset, device, expected)
@@ -117,6 +119,11 @@ class Rounds:
             self.interrupt.check()
 
         return note
+
+    def _leave(self) -> None:
+        """Leaves where a stop is asked for while a batch is waited for; several processes leave at a step's end."""
+        if self.device.world.size == 1:
+            self.interrupt.check()
 
     def _open(self, number: int, state: State, folder: Path, progress: Progress) -> tuple[Setting, Trainer, Scanner]:
         """What a method sees of the round, and the two that it trains and scans with."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from mal.chain import clear_failure, is_locked, read_failure
 from mal.config.compose import Sweep
 from mal.config.frozen import amended, differences, load_chain, save_chain
-from mal.config.schema import Chain
+from mal.config.schema import Chain, Dataset
 from mal.files import write_atomic
 from mal.run import folder as run_folder
 from mal.run.code_copy import installed, other_code
@@ -47,6 +47,7 @@ class ChainPlan:
     committed: int
     state: State
     note: str
+    check: str = "headers"
 
     @property
     def name(self) -> str:
@@ -154,18 +155,33 @@ def check_data(plans: list[ChainPlan], host: float = math.inf, gpu: float = math
 
 
 def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool) -> None:
+    from mal.data.at_launch import Survey, survey
     from mal.data.dataset import load
     from mal.data.image_set import Files, check_size
     from mal.data.pixel_statistics import pixel_statistics
 
+    surveys: dict[str, Survey] = {}
     seen: set[tuple[str, int]] = set()
-    for plan in plans:
+    for plan in (plan for plan in plans if plan.to_run):
         config = plan.config
-        key = (config.dataset.name, config.seed if config.dataset.imbalance else 0)
-        if not plan.to_run or key in seen:
+        asked = f"{config.dataset} {config.loader}"
+        if (found := surveys.get(asked)) is None:
+            place = Path(config.data)
+            found = survey(config.dataset, place, config.loader, plan.check, config.initial, remember=not dry_run)
+            surveys[asked] = found
+            print("\n".join(found.lines), flush=True)
+        if plan.committed and found.spec != config.dataset:
+            gone = ", ".join(sorted({*(found.spec.left_out or [])} - {*(config.dataset.left_out or [])})[:10])
+            raise ValueError(
+                f"{plan.folder} has committed rounds on files that cannot be used any more ({gone}): put them back, or "
+                "run the sweep under another name=."
+            )
+        config = plan.config = dataclasses.replace(config, dataset=found.spec)
+        key = (asked, config.seed if config.dataset.imbalance else 0)
+        if key in seen:
             continue
         seen.add(key)
-        dataset = load(config.dataset, Path(config.data), config.seed, config.loader)
+        dataset = load(config.dataset, Path(config.data), config.seed, config.loader, found.splits)
         pool = len(dataset.pool)
         if config.loader == "memory":
             images = len(dataset.train) + len(dataset.test)
@@ -201,8 +217,10 @@ def _plan(sweep: Sweep, config: Chain) -> ChainPlan:
     folder = run_folder.chain_folder(sweep.runs, sweep.name, config.method["name"], config.seed)
     target = config.rounds
     if not (folder / run_folder.CONFIG).is_file():
-        return ChainPlan(folder, config, target, 0, State.NEW, "new")
+        config = dataclasses.replace(config, dataset=settled(config.dataset))
+        return ChainPlan(folder, config, target, 0, State.NEW, "new", sweep.check)
     frozen = load_chain(folder / run_folder.CONFIG)
+    config = dataclasses.replace(config, dataset=settled(config.dataset, frozen.dataset))
     if changed := differences(frozen, config):
         raise ValueError(
             f"{folder} holds another configuration: {'; '.join(changed)}. Launch it as it was, or under another name=."
@@ -218,7 +236,26 @@ def _plan(sweep: Sweep, config: Chain) -> ChainPlan:
         config, threads=frozen.threads, rounds=max(target, frozen.rounds), runs=str(sweep.runs), name=sweep.name
     )
     state, note = _state(folder, committed, target, sweep.retry)
-    return ChainPlan(folder, config, target, committed, state, note)
+    return ChainPlan(folder, config, target, committed, state, note, sweep.check)
+
+
+def settled(dataset: Dataset, frozen: Dataset | None = None) -> Dataset:
+    """The dataset's section with what a launch settles once a chain: EXIF orientation, and files that are left out.
+
+    frozen: the section that a chain was launched with before.
+    """
+    exif = dataset.exif or (frozen.exif if frozen else "apply")
+    dataset = dataclasses.replace(dataset, exif=exif)
+    if frozen is None or not (frozen.left_out or frozen.skip_unpaired):
+        return dataset
+    gone = [sum(name.startswith(f"{part}/") for name in frozen.left_out or []) for part in ("train", "test")]
+    as_before = frozen.skip_unpaired or (dataset.train, dataset.test) in (
+        (frozen.train + gone[0], frozen.test + gone[1]),
+        (frozen.train, frozen.test),
+    )
+    if not as_before:
+        return dataset
+    return dataclasses.replace(dataset, left_out=frozen.left_out, train=frozen.train, test=frozen.test)
 
 
 def _state(folder: Path, committed: int, target: int, retry: bool) -> tuple[State, str]:

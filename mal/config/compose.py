@@ -30,6 +30,7 @@ PAPER_METHODS = {
     "classification": ("mal", "vaal", "coreset", "entropy", "bald", "random"),
     "segmentation": ("mal", "vaal", "entropy", "random"),
 }
+CHECKS = ("full", "headers", "none")
 OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
 SWEEP_KEYS = (
     "conf",
@@ -39,6 +40,7 @@ SWEEP_KEYS = (
     "tuning",
     "seeds",
     "cluster",
+    "check",
     "dry_run",
     "retry",
     "tasks",
@@ -58,6 +60,7 @@ class Sweep:
     cluster: dict[str, Any]
     dry_run: bool
     retry: bool
+    check: str = "headers"
     chains: list[Chain] = field(default_factory=list)
 
 
@@ -76,6 +79,9 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
     name = base.name or base.dataset.name
     if base.tune:
         variants, name = _trials(base, variants, seeds, own), f"{name}-tuning"
+    if base.check not in CHECKS:
+        hint = nearest(str(base.check), CHECKS) or "."
+        raise ValueError(f"check={base.check} is unknown{hint} Allowed: {', '.join(CHECKS)}.")
     methods = list(variants)
     dataset = count_images(OmegaConf.to_container(base.dataset, resolve=True))  # type: ignore[arg-type]
     _check_method_overrides(overrides, [variant["method"] for variant in variants.values()], own)
@@ -86,6 +92,7 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
         variants=variants,
         seeds=seeds,
         cluster=_cluster(base.cluster, overrides, own),
+        check=str(base.check),
         dry_run=_boolean("dry_run", base.dry_run),
         retry=_boolean("retry", base.retry),
     )

@@ -6,71 +6,96 @@ decodes all. What was found good is remembered by name, size and time of change.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mal.data.cache import keep, recall, recall_any
 from mal.data.decode import jpeg_sides, read_head, whole_map
 from mal.data.ffcv.worker_pool import spread
-from mal.data.image_set import Files, MapFiles
+from mal.data.image_set import Files, MapFiles, Store
 
-LEVELS = ("full", "headers", "none")
 HEAD = 4096  # bytes that tell what most images are
 FEW = 512  # files that are looked at without starting processes
-LISTED = 1000  # bad files that an error lists
+MANY = 50_000
+PARTLY = "some files were bad"
+Said = Callable[[int], None]
 
 
 @dataclass
 class Checked:
     """What looking at the files of a split found.
 
-    bad: what is wrong with which file, by index; heads: uint64 (N,), a hash of each file's size and first bytes, 0 of
-    those not looked at; turned: how many images have another EXIF orientation than their maps.
+    bad: what is wrong with which file, by index; heads: uint64 (N,), a hash of each file's size and first bytes;
+    present: of each map which classes are in it, as bits, uint8 (N, 32), (0, 32) without maps; turned: how many images
+    have another EXIF orientation than their maps.
     """
 
     bad: dict[int, str]
     heads: np.ndarray
+    present: np.ndarray
     turned: int = 0
 
 
-def check_files(
-    split: Files, chosen: np.ndarray, level: str, workers: int, said: Callable[[int], None] = lambda done: None
-) -> Checked:
-    """Look at the files of a split at `chosen`, int64 (n,). level: full or headers; said: told how many are done.
+def check_remembered(
+    split: Files, name: str, level: str, data: Path, said: Said, remember: bool = True
+) -> Checked | None:
+    """Look at those files of a split that were not found good before; not at MANY where it may not be remembered.
 
-    Raises OSError where the storage fails.
+    name: what it is remembered by in the folder of datasets; level: headers or full; said: told how many are done.
     """
+    state = _state_of(split)
+    for kind in dict.fromkeys(("full", level)):
+        if (known := recall(data, f"{name}-{kind}", state)) is not None:
+            return Checked({}, known["heads"], known["present"], int(known["turned"]))
+    keys, heads, chosen = _keys_of(split), np.zeros(len(split), np.uint64), np.arange(len(split))
+    before = recall_any(data, f"{name}-{level}")
+    if before is not None and len(before["keys"]) and not isinstance(split.labels, MapFiles):  # palettes are compared
+        order = np.argsort(before["keys"])
+        at = np.minimum(np.searchsorted(before["keys"], keys, sorter=order), len(order) - 1)
+        same = before["keys"][order[at]] == keys
+        heads[same], chosen = before["heads"][order[at[same]]], np.flatnonzero(~same)
+    if not remember and len(chosen) > MANY:
+        return None
+    checked = check_files(split, chosen, level, said)
+    checked.heads |= heads
+    if remember:
+        good = np.setdiff1d(np.arange(len(split)), list(checked.bad)) if checked.bad else np.arange(len(split))
+        arrays = {"keys": keys[good], "heads": checked.heads[good], "present": checked.present}
+        keep(data, f"{name}-{level}", PARTLY if checked.bad else state, arrays | {"turned": np.array(checked.turned)})
+    return checked
+
+
+def check_files(split: Files, chosen: np.ndarray, level: str, said: Said = lambda done: None) -> Checked:
+    """Look at the files of a split at `chosen`, int64 (n,). Raises OSError where the storage fails."""
     look = _Look(split, level, chosen)
     if len(chosen) <= FEW:
-        bad = {at: wrong for at in range(len(chosen)) if (wrong := look.one(at)) is not None}
+        wrong = {at: what for at in range(len(chosen)) if (what := look.one(at)) is not None}
         closed = [look.close()]
     else:
-        bad, closed = spread(look, len(chosen), workers, said)
-    found = {int(chosen[at]): wrong for at, wrong in bad.items()}
+        wrong, closed = spread(look, len(chosen), len(os.sched_getaffinity(0)), said)
+    bad = {int(chosen[at]): what for at, what in wrong.items()}
     if isinstance(split.labels, MapFiles):
-        found |= _renumbered(split.labels, {k: v for palettes, _ in closed for k, v in palettes.items()})
-    return Checked(found, look.heads, sum(turned for _, turned in closed))
-
-
-def refuse_bad(name: str, bad: list[str], way_out: str) -> None:
-    """Refuse a dataset with bad files, with a ValueError that lists them."""
-    more = f"\n  and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
-    listed = "".join(f"\n  {wrong}" for wrong in bad[:LISTED])
-    raise ValueError(f"{name}: {len(bad)} files cannot be used:{listed}{more}\n{way_out}")
+        bad |= _renumbered(split.labels, {k: v for palettes, _ in closed for k, v in palettes.items()})
+    look.heads[list(bad)] = 0
+    return Checked(bad, look.heads, look.present, sum(turned for _, turned in closed))
 
 
 class _Look:
-    """The work of a process that looks at files."""
+    """The work of a process that looks at files; what it finds goes into memory that is shared with the parent."""
 
     def __init__(self, split: Files, level: str, chosen: np.ndarray) -> None:
         self.split, self.full, self.chosen = split, level == "full", chosen
-        shared = mmap.mmap(-1, max(8, 8 * len(split)))  # written by the workers, read by the parent
-        self.heads = np.frombuffer(shared, np.uint64)[: len(split)]
+        self.heads = np.frombuffer(mmap.mmap(-1, 8 * max(1, len(split))), np.uint64)[: len(split)]
+        maps = len(split) if isinstance(split.labels, MapFiles) else 0
+        self.present = np.frombuffer(mmap.mmap(-1, 32 * max(1, maps)), np.uint8)[: 32 * maps].reshape(maps, 32)
         self.palettes: dict[bytes, int] = {}
         self.turned = 0
 
@@ -84,7 +109,7 @@ class _Look:
         try:
             head = store.content(index, HEAD)
             digest = blake2b(head, digest_size=8, salt=int(store.sizes[index]).to_bytes(8, "little"))
-            self.heads[index] = int.from_bytes(digest.digest(), "little")
+            self.heads[index] = int.from_bytes(digest.digest(), "little") or 1
             if isinstance(self.split.labels, MapFiles):
                 self._pair(index, self.split.labels)
             elif self.full:
@@ -111,7 +136,6 @@ class _Look:
             self.split.read(index)
         drawn = maps.store.content(index)
         mask = maps.store.decoded(index, lambda content: read_head(content, maps.reading, is_map=True), drawn)
-        classes = maps.store.decoded(index, lambda content: whole_map(content, maps.reading), drawn)
         if (mask.width, mask.height) != (image.width, image.height):
             turned = " They are transposed." if (mask.height, mask.width) == (image.width, image.height) else ""
             hint = " Does dataset.exif=ignore fit?" if image.orientation >= 5 and self.split.exif else ""
@@ -119,10 +143,12 @@ class _Look:
                 f"{maps.store.path(index)} has {mask.width} x {mask.height} pixels, its image "
                 f"{self.split.store.path(index)} {image.width} x {image.height}.{turned}{hint}"
             )
+        classes = maps.store.decoded(index, lambda content: whole_map(content, maps.reading), drawn)
         if mask.palette is not None:
             _check_grey_palette(maps, index, mask.palette)
             self.palettes.setdefault(mask.palette, index)
         maps.check_classes(index, classes)
+        self.present[index] = np.packbits(np.bincount(classes.ravel(), minlength=256) > 0)
         self.turned += self.split.exif and image.orientation != mask.orientation
 
 
@@ -138,7 +164,7 @@ def _check_grey_palette(maps: MapFiles, index: int, palette: bytes) -> None:
     """Refuse a palette of greys that are classes other than their places: the map was renumbered when it was saved."""
     colours = _entries(palette)
     if all(len(set(colour)) == 1 for colour in colours):
-        moved = [(at, grey[0]) for at, grey in enumerate(colours) if grey[0] != at and grey[0] < maps.classes]
+        moved = [(at, grey[0]) for at, grey in enumerate(colours) if grey[0] != at and 0 < grey[0] < maps.classes]
         if moved:
             raise ValueError(
                 f"{maps.store.path(index)} has a palette that gives value {moved[0][0]} the grey {moved[0][1]}: were "
@@ -162,24 +188,32 @@ def _renumbered(maps: MapFiles, palettes: dict[bytes, int]) -> dict[int, str]:
     return wrong
 
 
-def keys_of(split: Files, level: str) -> np.ndarray:
-    """What each file is remembered by, uint64 (N,): its name, size and time of change, and those of its map."""
+def _columns(split: Files) -> list[np.ndarray]:
     stores = [split.store, *([split.labels.store] if isinstance(split.labels, MapFiles) else [])]
-    columns = [column for store in stores for column in (store.names, store.sizes, _times(store))]
-    how = f"{level} {split.reading} {os.fspath(split.store.root)}".encode()
-    return np.fromiter(
-        (
-            int.from_bytes(blake2b(b"\0".join(map(bytes, map(_raw, row))) + how, digest_size=8).digest(), "little")
-            for row in zip(*columns, strict=True)
-        ),
-        np.uint64,
-        len(split),
-    )
+    return [column for store in stores for column in (store.names, store.sizes, _times(store))]
 
 
-def _times(store: Any) -> np.ndarray:
+def _how(split: Files) -> bytes:
+    classes = split.labels.classes if isinstance(split.labels, MapFiles) else 0
+    return f"{split.reading} {classes} {split.store.root}".encode(errors="surrogateescape")
+
+
+def _times(store: Store) -> np.ndarray:
     return np.zeros(len(store), np.int64) if store.times is None else store.times
 
 
-def _raw(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else int(value).to_bytes(8, "little", signed=True)
+def _state_of(split: Files) -> str:
+    """What all files together are remembered by."""
+    digest = hashlib.sha256(_how(split))
+    for column in _columns(split):
+        digest.update(str(column.dtype).encode())
+        digest.update(np.ascontiguousarray(column).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _keys_of(split: Files) -> np.ndarray:
+    """What each file is remembered by, uint64 (N,): its name, size and time of change."""
+    how = _how(split)
+    rows = zip(*(column.tolist() for column in _columns(split)), strict=True)
+    keys = (blake2b(repr(row).encode() + how, digest_size=8).digest() for row in rows)
+    return np.frombuffer(b"".join(keys), np.uint64)

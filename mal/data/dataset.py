@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +33,17 @@ class Dataset:
     data: Path
 
 
-def load(spec: Spec, data: Path, seed: int, loader: str = "memory") -> Dataset:
+def load(
+    spec: Spec, data: Path, seed: int, loader: str = "memory", splits: tuple[Split, Split] | None = None
+) -> Dataset:
     """Read, check and cut down the dataset of one chain.
 
     seed: draws the class ratios of an imbalanced variant (each run has its own, Section 4.1), nothing else; loader:
-    `ffcv` opens the prepared copy, the others the source itself.
+    `ffcv` opens the prepared copy, the others the source itself; splits: what was read already.
     """
     train: Split
     test: Split
-    train, test = open_prepared(spec, data) if loader == "ffcv" else read_source(spec, data)
+    train, test = splits or (open_prepared(spec, data) if loader == "ffcv" else read_source(spec, data))
     check_split(spec.name, "training", train, spec, spec.train)
     check_split(spec.name, "test", test, spec, spec.test)
     pool = choose_pool(spec, train.labels, seed)
@@ -54,12 +57,13 @@ def read_source(spec: Spec, data: Path) -> tuple[Readable, Readable]:
     Without the files of dataset.left_out.
     """
     train, test = SOURCES[spec.source](spec, data)
-    return leave_out(train, spec, "train"), leave_out(test, spec, "test")
+    names = spec.left_out or []
+    return leave_out(train, names, "train"), leave_out(test, names, "test")
 
 
-def leave_out(split: Readable, spec: Spec, part: str) -> Readable:
-    """A split without the files that dataset.left_out names as PART/NAME."""
-    names = {name.partition("/")[2] for name in spec.left_out or [] if name.partition("/")[0] == part}
+def leave_out(split: Readable, left_out: Sequence[str], part: str) -> Readable:
+    """A split without the files that are named as PART/NAME."""
+    names = {name.partition("/")[2] for name in left_out if name.partition("/")[0] == part}
     if not names:
         return split
     assert isinstance(split, Files)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -139,12 +139,18 @@ class MemoryLoader(Loader):
 
 
 def build_loader(
-    kind: str, split: Any, labels: Labels, device: torch.device, workers: int = 1, note: Note = no_note
+    kind: str,
+    split: Any,
+    labels: Labels,
+    device: torch.device,
+    workers: int = 1,
+    note: Note = no_note,
+    look: Callable[[], None] = lambda: None,
 ) -> Loader:
     """The loader that the key `loader` names, of the images of a split; labels: those that may be seen.
 
-    workers: processes or threads that read ahead; note: told while files are decoded into memory. Raises ValueError
-    where `kind` does not go with what the split is.
+    workers: processes or threads that read ahead; note: told while files are decoded into memory; look: called now and
+    then while a batch is waited for, may raise. Raises ValueError where `kind` does not go with what the split is.
     """
     if kind == "memory":
         require_memory((split,), device)
@@ -152,7 +158,7 @@ def build_loader(
     if kind == "torch":
         from mal.data.loader_torch import TorchReader
 
-        return Loader(TorchReader(split, device, workers), labels, device)
+        return Loader(TorchReader(split, device, workers, look), labels, device)
     assert kind == "ffcv", kind
     from mal.data.ffcv.reader import BetonReader
 

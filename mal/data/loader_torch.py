@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import itertools
+import logging
 import multiprocessing
+import shutil
+import time
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mal.process.faults import Misplaced
 from mal.process.interrupt import shielded
 
 AHEAD = 2  # batches that each worker may have ready
+SHARED = Path("/dev/shm")  # where Linux keeps what processes share
+LOOK_SECONDS, SAY_SECONDS, PATIENCE_SECONDS = 5, 60, 900  # while a batch is waited for
+
+log = logging.getLogger(__name__)
 
 
 class TorchReader:
@@ -25,8 +35,12 @@ class TorchReader:
     At most AHEAD batches a worker are ready ahead of the one asked for, in shared memory, pinned where there is a GPU.
     """
 
-    def __init__(self, split: Any, device: torch.device, workers: int) -> None:
-        """split: `shape` (C, H, W), `len`, and `read(index)`, which gives an image as uint8 (C, H, W)."""
+    def __init__(self, split: Any, device: torch.device, workers: int, look: Callable[[], None] = lambda: None) -> None:
+        """split: `shape` (C, H, W), `len`, and `read(index)`, which gives an image as uint8 (C, H, W).
+
+        look: called now and then while a batch is waited for, may raise.
+        """
+        self._look, self._bytes = look, int(np.prod(split.shape))
         self._images, self._device, self._workers = _Images(split), device, workers
         self._order = _Order()
         self._processes: DataLoader[Any] | None = None
@@ -36,14 +50,40 @@ class TorchReader:
 
     def get(self, indices: np.ndarray) -> Tensor:
         """See `Reader`; read in this process."""
-        return self._images.__getitems__(indices)[1].to(self._device)
+        return _whole(self._images.__getitems__(indices))[1].to(self._device)
 
     def read(self, stream: Iterable[np.ndarray]) -> Generator[tuple[np.ndarray, Tensor], None, None]:
         """See `Reader`."""
-        self._order.follow(stream)
+        stream = iter(stream)
+        first = list(itertools.islice(stream, 1))
+        if first:
+            require_shared_memory((self._workers * AHEAD + 1) * len(first[0]) * self._bytes, self._workers)
+        self._order.follow(itertools.chain(first, stream))
         # A stream left before its end leaves batches on their way: the next one waits for them and drops them.
-        for indices, images in self._start():
+        batches = self._start()
+        while (batch := self._next(batches)) is not None:
+            indices, images = _whole(batch)
             yield indices, images.to(self._device, non_blocking=True)
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """The next batch, None at the end; TimeoutError where none comes."""
+        began = said = time.monotonic()
+        while True:
+            try:
+                return next(batches, None)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+            self._look()
+            waited = time.monotonic() - began
+            if waited > PATIENCE_SECONDS:
+                raise TimeoutError(
+                    f"loader=torch: no batch has come from the {self._workers} worker processes for {waited:.0f} s: "
+                    f"the storage is stuck, or {SHARED} is full. Lower workers=, or choose loader=memory or ffcv."
+                )
+            if time.monotonic() - said > SAY_SECONDS:
+                said = time.monotonic()
+                log.warning("no batch has come from the worker processes for %.0f s", waited)
 
     def _start(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         if self._processes is None:
@@ -55,6 +95,7 @@ class TorchReader:
                 collate_fn=_as_it_is,
                 pin_memory=self._device.type == "cuda",
                 persistent_workers=True,
+                timeout=LOOK_SECONDS,
                 generator=torch.Generator(),  # what it draws for the workers leaves torch's own random state alone
             )
         before = set(multiprocessing.active_children())
@@ -88,11 +129,33 @@ class _Images(Dataset[Any]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitems__(self, indices: np.ndarray) -> tuple[np.ndarray, Tensor]:
+    def __getitems__(self, indices: np.ndarray) -> tuple[np.ndarray, Tensor | ValueError | OSError]:
+        """A batch, or what is wrong with one of its files: torch would wrap an error into the worker's traceback."""
         images = torch.empty((len(indices), *self._shape), dtype=torch.uint8)
-        for row, index in zip(images.numpy(), indices, strict=True):
-            row[...] = self._read(int(index))
+        try:
+            for row, index in zip(images.numpy(), indices, strict=True):
+                row[...] = self._read(int(index))
+        except (ValueError, OSError) as error:
+            return indices, error
         return indices, images
+
+
+def require_shared_memory(needed: int, workers: int) -> None:
+    """Refuse, by `Misplaced`, batches that do not fit into what processes share: its lack is told to nobody."""
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else needed
+    if needed > free:
+        raise Misplaced(
+            f"loader=torch: the batches that workers={workers} keep ready take {needed / 2**20:.1f} MiB of {SHARED}, "
+            f"which has {free / 2**20:.1f} MiB free: enlarge it (docker run --shm-size=1g), lower workers= or the "
+            "batch (task.batch=, minimax.batch=), or choose loader=memory or ffcv."
+        )
+
+
+def _whole(batch: tuple[np.ndarray, Tensor | ValueError | OSError]) -> tuple[np.ndarray, Tensor]:
+    indices, images = batch
+    if isinstance(images, ValueError | OSError):
+        raise images
+    return indices, images
 
 
 _RUNNING: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import pytest
 import torch
 
 from mal.chain import run_chain
-from mal.data import prepare
-from mal.data.image_set import IGNORED, Arrays
+from mal.data import loader_torch, prepare
+from mal.data.image_set import IGNORED, Arrays, Files, Store
 from mal.data.loader import HIDDEN, Loader, Maps, build_loader, count_workers, in_order, visible_labels
+from mal.listing import list_images
+from mal.process.faults import Misplaced
 from mal.process.interrupt import Interrupt, Interrupted
 from mal.run import folder as run_folder
 from tests.chains import CPU, StopsAt, chain_config, made_up_images, outcome, python, write_chain
+from tests.odd_images import odd_images
 
 COUNT = 50
 STREAM = [np.array(indices) for indices in ([3, 1, 49, 1], [0], [7] * 9, list(range(COUNT)))]
@@ -319,3 +323,55 @@ def test_a_chain_is_the_same_by_any_loader_wherever_it_is_interrupted(
             assert attempts < 12
     assert attempts > 2
     assert outcome(folder) == undisturbed
+
+
+# ------------------------------------------------------------------------- waiting for workers
+
+
+def test_batches_beyond_the_shared_memory_are_refused_before_anything_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shutil import _ntuple_diskusage as usage  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**26, 2**26, 500))
+    loader = build_loader("torch", split(), np.arange(COUNT), CPU.torch, workers=2)
+    with pytest.raises(Misplaced, match=r"workers=2 keep ready take 0\.0 MiB of /dev/shm.*--shm-size.*lower workers="):
+        next(loader.batches(iter(STREAM)))
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Images that never come."""
+
+    labels: Any = None
+    shape: tuple[int, ...] = (3, 8, 8)
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def read(self, index: int) -> np.ndarray:
+        time.sleep(3600)
+        raise AssertionError
+
+
+def test_a_wait_for_images_answers_a_stop_and_ends_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_torch, "LOOK_SECONDS", 1)
+
+    def stop() -> None:
+        raise Interrupted("SIGTERM")
+
+    with pytest.raises(Interrupted):
+        next(build_loader("torch", Slow(), np.arange(COUNT), CPU.torch, look=stop).batches(iter(STREAM)))
+    monkeypatch.setattr(loader_torch, "PATIENCE_SECONDS", 0)
+    with pytest.raises(TimeoutError, match="no batch has come from the 1 worker processes"):
+        next(build_loader("torch", Slow(), np.arange(COUNT), CPU.torch).batches(iter(STREAM)))
+
+
+def test_a_workers_error_is_that_of_the_file(tmp_path: Path) -> None:
+    odd = odd_images()
+    for name in ("plain.jpg", "bad_cut.jpg"):
+        (tmp_path / name).write_bytes(odd[name])
+    store = Store.of(tmp_path, list_images(tmp_path, "key").states())
+    files = Files(store, np.zeros(2, np.int64), 8, "square")
+    loader = build_loader("torch", files, np.zeros(2, np.int64), CPU.torch)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/bad_cut\.jpg cannot be read as an image") as refusal:
+        list(loader.batches(iter([np.array([0, 1])])))
+    assert "worker process" not in str(refusal.value)
