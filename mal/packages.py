@@ -8,8 +8,8 @@ import sys
 LOWEST = (3, 11)
 # Modules of pyproject.toml's dependencies: what every command needs, and what computing and drawing need.
 COMMANDS = ("numpy", "omegaconf", "yaml", "hydra", "filelock", "psutil", "rich", "submitit")
-ROUNDS = ("torch", "torchvision", "torchmetrics", "safetensors", "scipy", "sklearn", "numba", "threadpoolctl", "PIL")
-REPORTS = ("numpy", "pandas", "pyarrow", "scipy", "matplotlib", "seaborn", "jinja2", "PIL")
+ROUNDS = ("torch", "torchvision", "safetensors", "scipy", "sklearn", "numba", "threadpoolctl", "PIL")
+REPORTS = ("numpy", "pandas", "scipy", "matplotlib", "seaborn", "jinja2", "PIL")
 
 
 def require(modules: tuple[str, ...] = COMMANDS) -> None:

@@ -1,0 +1,36 @@
+"""What other processes read: a command's output whose reader has gone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chains import ROOT, environment
+from tests.made_up_runs import write_chain
+
+COMMANDS = {
+    "launch": ["sweeps/launch.py", "--help"],
+    "status": ["sweeps/status.py", "runs=RUNS"],
+    "status --help": ["sweeps/status.py", "--help"],
+    "cancel": ["sweeps/cancel.py", "--help"],
+    "study": ["sweeps/study.py", "--help"],
+    "curves": ["analysis/curves.py", "--help"],
+    "tuning": ["analysis/tuning.py", "--help"],
+    "prepare": ["-m", "mal.data.prepare", "--help"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_whose_reader_has_gone_ends_without_a_traceback(tmp_path: Path, command: str) -> None:
+    write_chain(tmp_path / "runs", "random", 0, [50, 60])
+    words = [word.replace("RUNS", str(tmp_path / "runs")) for word in COMMANDS[command]]
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()  # before anything is printed
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=120) == 141  # as of a process that SIGPIPE ended
+    process.stderr.close()
