@@ -99,7 +99,12 @@ def test_imports_only_the_schema_and_shadows_no_module() -> None:
     for module in ANALYSIS.glob("*.py"):
         assert module.stem not in sys.stdlib_module_names, module
         used = set(re.findall(r"^\s*(?:from|import) (mal[\w.]*)(?: import (\w+))?", module.read_text(), re.MULTILINE))
-        known = {("mal.run", "folder"), ("mal.files", "sha256"), ("mal.files", "run_command"), ("mal.packages", "REPORTS")}
+        known = {
+            ("mal.run", "folder"),
+            ("mal.files", "sha256"),
+            ("mal.files", "run_command"),
+            ("mal.packages", "REPORTS"),
+        }
         assert used <= known, module
 
 
