@@ -1,0 +1,127 @@
+"""How a job leaves so that its work goes on: away from a bad node, where nobody requeues, where preemption cancels."""
+
+from pathlib import Path
+
+import pytest
+
+from mal.run import folder as run_folder
+from slurm.attempts import read_attempts
+from slurm.client import SlurmError
+from slurm.local import LocalSlurm
+from slurm.partitions import read_partitions
+from slurm.profile import check_against, load_profile
+from slurm.squeue import Job, read_queue
+from slurm.submit import Submitter, Wanted
+from slurm.submitted import read_submitted
+from sweeps.launch import main as launch
+from sweeps.status import main as status
+from tests.chains import SHORT
+from tests.slurm.fakes import put_in_front
+from tests.slurm_cluster import cluster, shared_cluster, wait_until
+
+__all__ = ["cluster", "shared_cluster"]
+ON_SLURM = ("cluster=slurm", "cluster.cpus_per_task=1", "cluster.gpus_per_node=0", "cluster.time.digits=10")
+# What a node's broken GPU does to every chain, in any process of a step on n1.
+BROKEN = """
+import os
+if os.environ.get("SLURMD_NODENAME") == "n1" and "SLURM_PROCID" in os.environ and "BROKEN_NODE" in os.environ:
+    import torch
+    def step(self, *arguments, **options):
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+    torch.optim.SGD.step = torch.optim.Adam.step = step
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.slurm
+def test_a_node_with_a_broken_gpu_fails_no_chain(
+    cluster: LocalSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both chains land there first, one after the other; each goes on elsewhere and does not come back."""
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
+    setup = f"cluster.setup=['export BROKEN_NODE=1 PYTHONPATH={tmp_path}']"
+    runs = tmp_path / "runs"
+    cluster.run("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
+    try:
+        arguments = [*SHORT, "methods=[random]", "seeds=1", *ON_SLURM, setup, f"runs={runs}"]
+        assert launch(arguments) == 0
+        wait_until(lambda: any(job.nodes == "n1" for job in read_queue()), "the job to start on n1")
+    finally:
+        cluster.run("scontrol", "update", "nodename=n2", "state=resume")
+    chain = runs / "digits" / "random" / "seed-0"
+    wait_until(lambda: run_folder.committed_rounds(chain) == 2 and not read_queue(), "the chain", timeout_s=150)
+    attempts = read_attempts(chain)
+    assert [(attempt.cause, attempt.host) for attempt in attempts if attempt.cause != "done"] == [("place", "n1")]
+    assert not list(chain.rglob(run_folder.FAILED))
+    capsys.readouterr()
+    assert status([f"runs={runs}"]) == 0
+    assert "1 place" in capsys.readouterr().out
+
+
+@pytest.mark.chaos
+@pytest.mark.slurm
+def test_a_job_that_nobody_requeues_submits_the_next_by_itself(cluster: LocalSlurm, tmp_path: Path) -> None:
+    """The last job of its chain, at a site that forbids requeueing; preempted with some seconds of grace."""
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    refusal = "Requested operation is presently disabled for job"
+    real = cluster.run("sh", "-c", "command -v scontrol")
+    (bare / "scontrol").write_text(
+        f'#!/bin/sh\n[ "$1" = requeue ] && {{ echo "{refusal} $2" >&2; exit 1; }}\nexec {real} "$@"\n'
+    )
+    (bare / "scontrol").chmod(0o755)
+    runs = tmp_path / "runs"
+    length = ["rounds=1", "minimax.epochs=20", "checkpoint_minutes=0.01", f"cluster.setup=['export PATH={bare}:$PATH']"]
+    assert launch([*SHORT, *length, *ON_SLURM, "methods=[mal]", "seeds=1", f"runs={runs}"]) == 0
+    chain = runs / "digits" / "mal" / "seed-0"
+    wait_until(lambda: list(chain.rglob("*.ckpt")), "the chain to train")
+    first = read_queue()[0].id
+    cluster.run("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--nodes=2", "--wrap=sleep 1")
+    wait_until(lambda: run_folder.committed_rounds(chain) == 1 and not read_queue(), "the chain", timeout_s=150)
+    attempts = read_attempts(chain)
+    assert (attempts[0].job, attempts[0].cause) == (first, "preempted")
+    assert attempts[-1].cause == "done"
+    assert attempts[-1].job in read_submitted(runs / "digits")
+
+
+def test_where_preemption_cancels_each_chain_has_a_spare_job(tmp_path: Path) -> None:
+    profile = load_profile({"name": "mine", "kind": "slurm", "gpus_per_node": 0})
+    submitter = Submitter("a", tmp_path, profile, tmp_path / "code", spare=True)
+    wanted = [Wanted("mal", 0, "digits", 0, 2)]
+    missing = submitter.missing(wanted, [])
+    assert [submission.until for submission in missing] == [1, 2, 2]
+    waiting = Job(1, missing[0].name, "PENDING", "", None, None, "", "me", "low", None, "until=2 mal/seed-0")
+    assert [submission.until for submission in submitter.missing(wanted, [waiting])] == [2]
+    both = [waiting, Job(2, *[getattr(waiting, name) for name in list(Job.__dataclass_fields__)[1:]])]
+    assert submitter.missing(wanted, both) == []
+    assert submitter.missing([Wanted("mal", 0, "digits", 2, 2)], []) == []
+
+
+@pytest.mark.slurm
+def test_what_sbatch_takes_is_warned_of_and_what_it_does_not_take_is_refused(
+    cluster: LocalSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = [*SHORT, "methods=[random]", "seeds=1", *ON_SLURM, "+cluster.sbatch.begin=now+1hour"]
+    assert launch([*chosen, "cluster.time.digits=3-0", f"runs={tmp_path / 'a'}"]) == 0
+    said = capsys.readouterr().out
+    assert "Warning: cluster.time.digits: 4320 minutes, but low allows 1440. Slurm takes it all the same" in said
+    assert launch([*chosen, "cluster.partition=nope", f"runs={tmp_path / 'b'}"]) == 2
+    assert "cluster.partition=nope is unknown here" in (told := capsys.readouterr().err)
+    assert "Invalid partition name specified" in told or "invalid partition specified" in told
+    # a site's plug-in that routes jobs by a partition's name
+    put_in_front(tmp_path / "bin", monkeypatch, sbatch="sed 's/--partition=nope/--partition=low/' | REAL \"$@\"")
+    assert launch([*chosen, "cluster.partition=nope", f"runs={tmp_path / 'c'}"]) == 0
+    assert "Warning: cluster.partition=nope is unknown here" in capsys.readouterr().out
+    partitions = read_partitions()
+    profile = load_profile({"name": "mine", "kind": "slurm", "gpus_per_node": 0, "partition": "nope,high"})
+    assert check_against(profile, partitions, ["digits"]) == []  # the best of them
+
+
+def test_a_refusal_without_any_job_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "sbatch: error: QOSMaxWallDurationPerJobLimit\nsbatch: error: Batch job submission failed: Job violates"
+    put_in_front(tmp_path / "bin", monkeypatch, sbatch=f"echo '{words} accounting/QOS policy' >&2; exit 1")
+    profile = load_profile({"name": "mine", "kind": "slurm", "gpus_per_node": 0})
+    submitter = Submitter("a", tmp_path, profile, tmp_path / "code")
+    submissions = submitter.missing([Wanted("mal", 0, "digits", 0, 2)], [])
+    with pytest.raises(SlurmError, match="QOSMaxWallDurationPerJobLimit"):
+        submitter.submit(submissions, lambda done: None)
