@@ -11,7 +11,11 @@ import pytest
 
 from mal.run import folder as run_folder
 from mal.run.code_copy import code_hash
+from slurm.local import LocalSlurm
 from tests.chains import ROOT, SHORT, environment
+from tests.slurm_cluster import cluster, shared_cluster, wait_until
+
+__all__ = ["cluster", "shared_cluster"]
 
 UV = shutil.which("uv") or str(ROOT / ".tools" / "bin" / "uv")  # make setup brings it
 SWEEP = (*SHORT, "methods=[random]", "seeds=1", "cluster=local")
@@ -95,3 +99,14 @@ def test_a_job_of_a_wheel_finds_its_code_in_the_kept_copy(scripts: Path, project
     assert f"PYTHONPATH={kept.parents[2]}" in said.replace("'", "")
     variables = {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{kept}{os.pathsep}{project}"}
     assert "CHAIN" in ran(scripts / "python", "-m", "slurm.job", "--help", cwd=project, **variables)
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_jobs_of_a_wheel_run_on_slurm(scripts: Path, project: Path, cluster: LocalSlurm) -> None:
+    slurm = {"SLURM_CONF": os.environ["SLURM_CONF"]}
+    said = ran(scripts / "mal-launch", *SWEEP[:-1], "cluster=slurm", "cluster.cpus_per_task=1", cwd=project, **slurm)
+    assert "mal-status name=digits" in said
+    (chain,) = run_folder.chain_folders(project / "runs", "digits")
+    wait_until(lambda: run_folder.committed_rounds(chain) == 2, "two rounds", timeout_s=200)
+    assert "2/2" in ran(scripts / "mal-status", cwd=project, **slurm)
