@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 STATUS = Path("/proc/self/status")  # of Linux
+GROUPS, OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 2**31 - 1  # at the top of the heap, before any is given back
 LARGEST_BYTES = 2**30  # of a block that comes from the heap
@@ -63,16 +65,34 @@ def reserved_device_mib(device: torch.device) -> int | None:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: the machine's free memory, or what its control group leaves of it."""
-    free = int(psutil.virtual_memory().available)
-    limit, used = _read_group("memory.max"), _read_group("memory.current")
-    return free if limit is None or used is None else max(0, min(free, limit - used))
+    """Bytes that this process may still take: the machine's free memory, or what its control groups leave of it."""
+    return max(0, min([int(psutil.virtual_memory().available), *_left_by_groups()]))
 
 
-def _read_group(name: str) -> int | None:
-    """A number of this process's control group (version 2), None where there is none or no limit."""
-    try:
-        group = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        return int(Path("/sys/fs/cgroup", group.lstrip("/"), name).read_text())
-    except (OSError, StopIteration, ValueError):  # another system, version 1, or "max"
-        return None
+def _left_by_groups(groups: Path = GROUPS, process: Path = OF_PROCESS) -> Iterator[int]:
+    """Bytes that this process's control group and those around it leave, of version 1 and 2; none without a limit.
+
+    What the kernel keeps of files counts as free: it gives that up first.
+    """
+    with contextlib.suppress(OSError):
+        for line in process.read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0":
+                base, names = groups, ("memory.max", "memory.current", "inactive_file")
+            elif "memory" in controllers.split(","):
+                base, names = (
+                    groups / "memory",
+                    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+                )
+            else:
+                continue
+            for group in (base / path.lstrip("/"), *(base / path.lstrip("/")).parents):
+                if group.is_relative_to(base):
+                    yield from _left_by(group, *names)
+
+
+def _left_by(group: Path, limit: str, used: str, kept: str) -> Iterator[int]:
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        most, taken = int((group / limit).read_text()), int((group / used).read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        yield most - taken + int(statistics.get(kept, 0))

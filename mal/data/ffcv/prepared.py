@@ -12,8 +12,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +25,11 @@ from typing import Any
 import numpy as np
 
 from mal.config.schema import Dataset as Spec
+from mal.data.cache import user_cache
 from mal.data.image_set import Prepared
 from mal.files import write_json
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST, CHECKED = "manifest.json", "checked.json"
@@ -127,10 +132,19 @@ def check_files(folder: Path, manifest: dict[str, Any], anew: bool = False) -> N
 def remember_checked(folder: Path, manifest: dict[str, Any]) -> None:
     """Note the state in which all files have the manifest's hashes; without a note they are hashed at every start."""
     files = {name: entry["hash"] for part in PARTS for name, entry in manifest["parts"][part]["files"].items()}
-    try:
-        write_json(folder / CHECKED, {name: [hash_, *state(folder / name)] for name, hash_ in files.items()})
-    except PermissionError:
-        return  # a folder that others own
+    found = {name: [hash_, *state(folder / name)] for name, hash_ in files.items()}
+    reasons = []
+    for path in _notes(folder):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, found)
+        except OSError as error:  # a folder that others own, a read-only or full disk
+            reasons.append(f"{path.parent} ({error.strerror})")
+        else:
+            return
+    log.warning(
+        "%s: that its files are whole cannot be noted in %s: every job hashes them.", folder, " nor ".join(reasons)
+    )
 
 
 def state(path: Path) -> list[int]:
@@ -181,8 +195,15 @@ def _hash_block(path: Path, first: int) -> bytes:
 
 
 def _read_checked(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / CHECKED).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    for path in _notes(folder):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            found = json.loads(path.read_bytes())
+            if isinstance(found, dict):
+                return found
+    return {}
+
+
+def _notes(folder: Path) -> tuple[Path, Path]:
+    """Where it is noted that a copy was found whole: beside it, or else in the user's own cache folder."""
+    own = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
+    return folder / CHECKED, user_cache() / own / CHECKED
