@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -209,6 +210,8 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=None, help="how many processes are to share the work")
     parser.add_argument("--gpus", type=int, default=None, help="GPUs of each node, where this is a job")
     arguments = parser.parse_args()
+    # Before torch is loaded: its threads sleep until they are needed, instead of spinning on cores that others use too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rank, size, _ = tasks()
     who = f"[{rank}/{size}] " if size > 1 else ""
     level = logging.WARNING if rank else logging.INFO

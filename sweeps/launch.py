@@ -98,7 +98,7 @@ def launch(sweep: Sweep) -> int:
         return launch_on_slurm(sweep)
     from mal.run.code_copy import keep_code
     from sweeps.local import memory_of, run_local, worker_count
-    from sweeps.plan import check_data, curves_command, freeze, reconcile, share_threads
+    from sweeps.plan import check_data, cores, curves_command, freeze, reconcile, share_threads
     from sweeps.table import Board
 
     plans = reconcile(sweep)
@@ -107,7 +107,7 @@ def launch(sweep: Sweep) -> int:
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0:
         raise ValueError(f"cluster.workers={wanted} must be a whole number from 0 (0: as many as the machine carries).")
     workers = worker_count(wanted, to_run)
-    share_threads(plans, workers)
+    share_threads(plans, cores() // workers)
     check_data(plans, *memory_of(to_run), dry_run=sweep.dry_run)
     for plan in plans:
         print(plan.line())

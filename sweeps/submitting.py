@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import sys
 import time
@@ -23,7 +22,16 @@ from slurm.stuck import remedy, stuck
 from slurm.submit import Submission, Submitter, Wanted, logical
 from slurm.submitted import Submitted, claim, note_cancelled, read_submitted
 from slurm.traces import explain, without_trace
-from sweeps.plan import ChainPlan, State, check_data, curves_command, freeze, reconcile, status_command
+from sweeps.plan import (
+    ChainPlan,
+    State,
+    check_data,
+    curves_command,
+    freeze,
+    reconcile,
+    share_threads,
+    status_command,
+)
 
 LAUNCH_LOCK = ".launch.lock"
 LAUNCH_MINUTES = 10.0
@@ -173,9 +181,7 @@ def _how_to_go_on(without: Sequence[Wanted], chains: int) -> str:
 
 def _plans(sweep: Sweep, profile: Profile) -> list[ChainPlan]:
     plans = reconcile(sweep)
-    for plan in plans:  # frozen, as the number of threads moves the last bits
-        if plan.config.threads == 0:
-            plan.config = dataclasses.replace(plan.config, threads=max(1, profile.cpus_per_task // profile.pack))
+    share_threads(plans, profile.cpus_per_task // profile.pack)
     return plans
 
 

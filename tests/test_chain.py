@@ -398,6 +398,19 @@ def test_a_chain_on_another_pool_is_refused(tmp_path: Path) -> None:
         run_chain(folder, None, Interrupt())
 
 
+def test_threads_of_a_chain_sleep_while_they_wait() -> None:
+    """libgomp reads the variable when torch loads it, so it must be set before; what somebody else has set stays."""
+    code = (
+        "import os, sys\n"
+        "from mal import chain\n"
+        "chain.run_chain = lambda *_: print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])\n"
+        "sys.argv = ['mal.chain', 'nowhere']\n"
+        "chain.main()\n"
+    )
+    assert python("-c", code).stdout.split() == ["False", "PASSIVE"]
+    assert python("-c", f"import os; os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'\n{code}").stdout.split()[1] == "ACTIVE"
+
+
 # ------------------------------------------------------------------------- long passes before a round's first step
 
 

@@ -10,7 +10,7 @@ from mal.config.compose import compose_sweep
 from mal.run import folder as run_folder
 from sweeps.gpus import chains_on_each, free_mib, gpus, measured_mib
 from sweeps.local import devices_of, memory_of, worker_count
-from sweeps.plan import ChainPlan, check_data, reconcile
+from sweeps.plan import ChainPlan, check_data, reconcile, share_threads
 from tests.made_up_data import write_folders
 
 # nvidia-smi as the 580 driver answers, of two GPUs; it says [N/A] where a device does not tell.
@@ -116,6 +116,26 @@ def test_what_images_may_take_is_the_smallest_gpus_free_memory(tmp_path: Path, m
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert memory_of(plans(tmp_path))[1] == 20000 * 2**20
     assert memory_of(plans(tmp_path, "device=cpu"))[1] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("keys", "threads"),
+    [
+        (("dataset=digits",), 1),
+        (("dataset=fashion_mnist",), 1),
+        (("dataset=digit_scenes",), 1),
+        (("dataset=digits", "backbone=resnet18"), 4),
+        (("dataset=fashion_mnist", "backbone.width=64"), 4),
+        (("dataset=digits", "threads=3"), 3),
+        (("dataset=digits", "loader=torch"), 4),
+    ],
+)
+def test_only_networks_that_are_large_enough_get_several_threads(
+    keys: tuple[str, ...], threads: int, tmp_path: Path
+) -> None:
+    (plan,) = plans(tmp_path, *keys, seeds=1)
+    share_threads([plan], 4)
+    assert plan.config.threads == threads
 
 
 # ------------------------------------------------------------------------- image files
