@@ -41,7 +41,7 @@ def signals_of(panel: Panel, rows: pd.DataFrame) -> dict[str, np.ndarray]:
     """Each signal of a panel's rounds, (M, S, R), NaN where a round does not tell; the known ones first.
 
     A confidence is told as what it exceeds its accuracy by, in points. Of maps it is left out: the confidence is that
-    of pixels, and the metric, mean IoU, is no share of them.
+    of pixels, and the metric, mean IoU, is not a share of them.
     """
     cubes = panel.by_name(rows, "signals")
     for prefix, value in (("", panel.values), ("c_", cubes.get("c_value"))):

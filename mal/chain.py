@@ -95,7 +95,7 @@ def out_of_memory(error: Exception) -> bool:
 def run_chain(chain: Path, until: int | None, interrupt: Interrupt, gpus: int | None = None) -> None:
     """Commit the chain's rounds up to `until` (all by default); returns at once where they are.
 
-    gpus: how many the job asked for on each node; None: this is no job. Raises `Interrupted`, `ChainLocked`,
+    gpus: how many the job asked for on each node; None: this is not a job. Raises `Interrupted`, `ChainLocked`,
     `RoundFailed`, `OutOfMemory`, `Misplaced` for an error of the place, OSError for one of the storage; another error
     of a round is recorded in its folder and raised.
     """

@@ -139,7 +139,7 @@ def give_up(chain: Path, cause: str, tail: Sequence[str]) -> None:
     hosts = bad_nodes(chain) if cause == PLACE else []
     if hosts:
         own = [line for line in tail if not line.startswith(("srun:", "slurmstepd:"))]
-        times = f"it failed on {', '.join(hosts)} ({_TIME.sub('', own[-1]) if own else 'without words'})"
+        times = f"it failed on {', '.join(hosts)} ({_TIME.sub('', own[-1]) if own else 'without a message'})"
     error = f"Round {number} was given up: {times}{'' if hosts else ' without anything saved between'}."
     note = {"error": " ".join([error, ADVICE.get(cause, "")]).strip(), "traceback": "\n".join(tail), "time": now()}
     write_json(run_folder.round_folder(chain, number) / run_folder.FAILED, note)

@@ -68,7 +68,7 @@ def _process(pid: int) -> psutil.Process | None:
 
 
 def end(processes: list[psutil.Process], signum: int, timeout_s: float = 10) -> None:
-    """Send `signum`; SIGKILL after `timeout_s`. One that has gone meanwhile is no error."""
+    """Send `signum`; SIGKILL after `timeout_s`. One that has gone in between is not an error."""
     for attempt in (signum, signal.SIGKILL):
         processes = [p for p in processes if not _has_ended(p)]
         for process in processes:

@@ -228,7 +228,7 @@ def _check_numbers(profile: Profile) -> None:
     if not (_is_number(profile.hang_minutes) and profile.hang_minutes > 0):
         raise ValueError(f"cluster.hang_minutes={profile.hang_minutes}: a number above 0 is allowed (minutes).")
     if profile.mem_gb is not None and not (_is_number(profile.mem_gb) and profile.mem_gb > 0):
-        raise ValueError(f"cluster.mem_gb={profile.mem_gb}: a number above 0 is allowed (GB a node), or null.")
+        raise ValueError(f"cluster.mem_gb={profile.mem_gb}: a number above 0 is allowed (GB per node), or null.")
     _check_shared_gpus(profile)
     if profile.pack > 1 and (profile.nodes > 1 or profile.tasks > 1):
         raise ValueError(
@@ -336,7 +336,7 @@ def _size_problems(profile: Profile, partition: Partition) -> list[str]:
         most = max(has(kind) for kind in fitting)
         fitting = [kind for kind in fitting if has(kind) >= amount]
         if sum(kind.nodes for kind in fitting) < profile.nodes:
-            what = f"{amount:g} a node in all" if key == "cpus_per_task" else f"{amount:g}"
+            what = f"{amount:g} per node in all" if key == "cpus_per_task" else f"{amount:g}"
             return [f"cluster.{key}: {what}, but the nodes of {partition.name} that fit otherwise have up to {most:g}."]
     return []
 

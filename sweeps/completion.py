@@ -1,4 +1,4 @@
-"""What the Tab key offers for launch.py, status.py and cancel.py: keys, then what a key takes; one word a line.
+"""What the Tab key offers for launch.py, status.py and cancel.py: keys, then what a key takes; one word per line.
 
     source <(python sweeps/launch.py completion=bash)      # in a shell, or a line of ~/.bashrc
 

@@ -17,7 +17,7 @@ def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         names = [name.strip() for name in visible.split(",")]
-        # As CUDA reads it: what is behind the first name that is no GPU's does not count.
+        # As CUDA reads it: what is behind the first name that is not a GPU's does not count.
         wrong = next((i for i, name in enumerate(names) if not _is_gpu(name)), len(names))
         return names[:wrong]
     return [line.split(",")[0].strip() for line in _ask("index")]

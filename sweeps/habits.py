@@ -65,7 +65,7 @@ def _list(argument: str, key: str, value: str) -> None:
         raise ValueError(f"{argument!r}: the list is not closed. No space in it, or quotes around: {key}=[A,B].")
     if key in _LISTS:
         if value not in ("", "[]") and not _PLAIN.fullmatch(value):
-            raise ValueError(f"{argument!r} is no list. Write {key}=[{','.join(_parts(value))}].")
+            raise ValueError(f"{argument!r} is not a list. Write {key}=[{','.join(_parts(value))}].")
     elif _FUNCTION.fullmatch(value) or any(True for _ in _commas(value)):
         raise ValueError(_choices(argument, key, value))
 
@@ -81,7 +81,7 @@ def _parts(value: str) -> list[str]:
 def _choices(argument: str, key: str, value: str) -> str:
     parts = [part.strip() for part in re.sub(r"^\w+\(|\)$", "", value).split(",")]
     if key in _PAIRS:
-        return f"{argument!r} is no list. Write {key}=[{value}]."
+        return f"{argument!r} is not a list. Write {key}=[{value}]."
     if key in GROUPS:
         return f"{argument!r}: one launch has one {key}. Launch with {key}={parts[0]}, then with {key}={parts[-1]}."
     if not key.startswith(("minimax.", "task.", "method.")):

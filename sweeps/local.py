@@ -1,4 +1,4 @@
-"""Chains in worker processes on this machine: one process a chain, each with its share of the threads or its GPU."""
+"""Chains in worker processes on this machine: one process per chain, each with its share of the threads or its GPU."""
 
 from __future__ import annotations
 

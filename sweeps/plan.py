@@ -157,7 +157,7 @@ def check_storage(runs: Path) -> None:
 def check_data(plans: list[ChainPlan], host: float = math.inf, gpu: float = math.inf, *, dry_run: bool = False) -> None:
     """Read the datasets of the chains that will run, as their jobs will, so that a missing or cut file shows now.
 
-    The mean and deviation of the pixels of image files are computed here, once a pool, and kept for all jobs. host,
+    The mean and deviation of the pixels of image files are computed here, once per pool, and kept for all jobs. host,
     gpu: bytes of memory that the images of a chain may take with loader=memory. dry_run: what would be refused is said
     and not raised, so that a plan can be looked at where the data are not, and nothing is computed.
     """
@@ -255,7 +255,7 @@ def _plan(sweep: Sweep, config: Chain) -> ChainPlan:
 
 
 def settled(dataset: Dataset, frozen: Dataset | None = None) -> Dataset:
-    """The dataset's section with what a launch settles once a chain: EXIF orientation, and files that are left out.
+    """The dataset's section with what a launch settles once per chain: EXIF orientation, and files that are left out.
 
     frozen: the section that a chain was launched with before.
     """

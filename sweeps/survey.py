@@ -33,7 +33,7 @@ class ChainView:
     """One chain.
 
     state: done, running, queued, stuck (its job waits for a person), failed, missing (nothing works on it), or unknown
-    (not done, and Slurm does not answer). cells: one word a round: committed, running, queued, failed, missing or
+    (not done, and Slurm does not answer). cells: one word per round: committed, running, queued, failed, missing or
     unknown. heartbeat: of the round at work, with its age in seconds. note: Slurm's reason, the error's last line, or
     where it stopped. lost: its newest jobs, where they ended before our code started. hours: on nodes; lost_hours,
     lost_gpu_hours: done again after interruptions.
@@ -212,4 +212,4 @@ def _count_hours(view: ChainView, attempts: Sequence[Attempt], seconds: Sequence
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "an error without words"
+    return lines[-1] if lines else "an error without a message"

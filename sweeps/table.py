@@ -102,7 +102,7 @@ class Board:
             self._line(row, f"{row.status} in round {row.committed}: {row.note}")
 
     def update(self, force: bool = False) -> None:
-        """Redraw, at most twice a second."""
+        """Redraw, at most twice per second."""
         if self.live and (force or time.monotonic() - self._drawn > REFRESH_SECONDS):
             self._drawn = time.monotonic()
             self.live.update(self._table(), refresh=True)

@@ -280,7 +280,7 @@ def _methods(base: DictConfig, known: Sequence[str]) -> list[str]:
     if base.methods is None:
         return [name for name in PAPER_METHODS[base.dataset.task] if name in known]
     if not isinstance(base.methods, str) and not OmegaConf.is_list(base.methods):
-        raise ValueError(f"methods={base.methods} is no list of names: e.g. methods=[mal,random].")
+        raise ValueError(f"methods={base.methods} is not a list of names: e.g. methods=[mal,random].")
     methods = [base.methods] if isinstance(base.methods, str) else list(base.methods)
     if not methods:
         raise ValueError("methods=[] asks for no method: e.g. methods=[mal,random].")
@@ -315,7 +315,7 @@ def _trials(base: DictConfig, methods: Variants, seeds: list[int], own: Path | N
         if name not in known:
             raise ValueError(f"tuning.{name}: there is no such method{nearest(name, known) or '.'}")
         if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-            raise ValueError(f"tuning.{name}={grid} is no grid: give each key a list, e.g. {{task.lr:[0.01,0.1]}}.")
+            raise ValueError(f"tuning.{name}={grid} is not a grid: give each key a list, e.g. {{task.lr:[0.01,0.1]}}.")
     if not space:
         raise ValueError(
             "tune needs a grid under `tuning`: choose a preset that has one, e.g. experiment=study_digits."
@@ -326,7 +326,7 @@ def _trials(base: DictConfig, methods: Variants, seeds: list[int], own: Path | N
 
 def _section(base: DictConfig, key: str) -> dict[str, Any]:
     if base[key] is not None and not OmegaConf.is_dict(base[key]):
-        raise ValueError(f"{key}={base[key]} is no section: it holds names, and keys with their values under each.")
+        raise ValueError(f"{key}={base[key]} is not a section: it holds names, and keys with their values under each.")
     section = OmegaConf.to_container(base[key]) if base[key] is not None else {}
     return {str(name): value for name, value in section.items()}  # type: ignore[union-attr]
 

@@ -28,7 +28,7 @@ def own_folder(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
         return (checked(DEFAULT) if any((DEFAULT / group).is_dir() for group in GROUPS) else None), others
     folder = Path(given[-1])
     if not given[-1] or not folder.is_dir():
-        raise ValueError(f"conf={given[-1]} is no folder: give one that has some of {', '.join(GROUPS)}.")
+        raise ValueError(f"conf={given[-1]} is not a folder: give one that has some of {', '.join(GROUPS)}.")
     return checked(folder), others
 
 

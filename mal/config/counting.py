@@ -24,7 +24,7 @@ def count_images(section: Section) -> Section:
 
 
 def _count_folders(section: Section) -> Section:
-    _require(section, "train_images", "test_images", "each with one folder of images a class")
+    _require(section, "train_images", "test_images", "each with one folder of images per class")
     _resolve(section, "train_images", "test_images", "train_list", "test_list")
     if section.get("train_list") or section.get("test_list"):
         _require(section, "train_list", "test_list", "each with a line `path label` for an image")

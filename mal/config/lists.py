@@ -58,7 +58,7 @@ def test_part(images: Path) -> str:
 
 
 def read_class_list(path: Path) -> list[str]:
-    """The names in a list of classes, one a line; ValueError where it cannot be read or names one twice."""
+    """The names in a list of classes, one per line; ValueError where it cannot be read or names one twice."""
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

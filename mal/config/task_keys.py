@@ -26,7 +26,7 @@ def check_task(dataset: Any, backbone: Mapping[str, Any], method: Mapping[str, A
     strides = {path.stem: _read(path).get("stride") for path in sorted((conf / "backbone").glob("*.yaml"))}
     if (stride is not None) != (task == "segmentation"):
         fitting = [name for name, each in strides.items() if (each is not None) == (task == "segmentation")]
-        gives = "one feature vector an image" if stride is None else "maps of features"
+        gives = "one feature vector per image" if stride is None else "maps of features"
         raise ValueError(
             f"backbone={backbone['name']} gives {gives}, but dataset.task={task} of {dataset.name}: choose backbone= "
             f"{', '.join(fitting)}."

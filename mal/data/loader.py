@@ -49,7 +49,7 @@ class Labels(Protocol):
 
 
 class Reader(Protocol):
-    """Images by absolute index, on the device; one serves a process, whatever is visible in a round."""
+    """Images by absolute index, on the device; one per process, whatever is visible in a round."""
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -198,7 +198,7 @@ def visible_labels(count: int, labelled: np.ndarray, labels: np.ndarray) -> Labe
 class TrainingStream:
     """The indices of training step t as a pure function of (key, t): epoch after epoch, each a new permutation.
 
-    Batches run over the epochs' borders, so every one is full and every image comes once an epoch. A set smaller than
+    Batches run over the epochs' borders, so every one is full and every image comes once per epoch. A set smaller than
     a batch is given whole at each step.
     """
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class TorchReader:
     """Images of files or arrays, by worker processes that stay from one stream to the next.
 
-    At most AHEAD batches a worker are ready ahead of the one asked for, in shared memory, pinned where there is a GPU.
+    At most AHEAD batches per worker are ready before they are asked for, in shared memory, pinned where there is a GPU.
     """
 
     def __init__(self, split: Any, device: torch.device, workers: int, look: Callable[[], None] = lambda: None) -> None:

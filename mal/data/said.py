@@ -14,7 +14,7 @@ from mal.files import write_json
 from mal.run.folder import DamagedRun, read_json
 
 PROGRESS = ".progress.json"
-SAY_SECONDS = 30  # between two lines where the output is no terminal
+SAY_SECONDS = 30  # between two lines where the output is not a terminal
 NOTE_SECONDS = 1
 
 

@@ -147,7 +147,7 @@ class Setting:
         """The query of images given in one of two ways, named so that neither is taken for the other.
 
         positions: int (b,), places in `unlabelled` (what the functions of mal.acquisition return for rows of a scan);
-        indices: int (b,), absolute pool indices. Both in order of choice. Raises ValueError where one is no position
+        indices: int (b,), absolute pool indices. Both in order of choice. Raises ValueError where one is not a position
         or is not unlabelled.
         """
         if (positions is None) == (indices is None):

@@ -217,7 +217,7 @@ class TaskModel(nn.Module):
 
 
 def stride_of(backbone: nn.Module) -> int:
-    """Image pixels to a feature; 0 for a backbone that gives one feature vector an image."""
+    """Image pixels to a feature; 0 for a backbone that gives one feature vector per image."""
     return int(getattr(backbone, "stride", 0))
 
 

@@ -131,7 +131,7 @@ def test_one_name_for_two_files_is_refused(conf: Path, name: str) -> None:
 
 
 WRONG = {
-    "no such folder": (None, "conf=.* is no folder"),
+    "no such folder": (None, "conf=.* is not a folder"),
     "no group": ("datasets/mine", r"none of the folders .*datasets; did you mean dataset\?"),
     "not YAML": ("dataset/mine", r"not YAML: .*mine\.yaml"),
     "method not YAML": ("method/mine", r"mine\.yaml is not YAML"),

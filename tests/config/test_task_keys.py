@@ -10,7 +10,7 @@ from tests.method_settings import OURS
 SCENES = ("dataset=digit_scenes", "seeds=1")
 REFUSED = {
     ("backbone=small_cnn",): (
-        "backbone=small_cnn gives one feature vector an image",
+        "backbone=small_cnn gives one feature vector per image",
         "segmentation",
         "drn_d_22, small_drn",
     ),

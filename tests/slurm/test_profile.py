@@ -102,7 +102,10 @@ def test_phases_add_up_to_a_job_s_time() -> None:
         ({"gpus_per_node": 8}, ["cluster.gpus_per_node: 8, but the nodes of gpu that fit otherwise have up to 4."]),
         ({"gpus_per_node": 3, "gpu_type": "v100"}, ["cluster.gpus_per_node: 3, but the nodes of gpu that fit"]),
         ({"nodes": 3, "gpus_per_node": 4}, ["cluster.gpus_per_node: 4, but the nodes of gpu that fit otherwise"]),
-        ({"gpus_per_node": 4, "cpus_per_task": 17}, ["cluster.cpus_per_task: 68 a node in all, but the nodes of gpu"]),
+        (
+            {"gpus_per_node": 4, "cpus_per_task": 17},
+            ["cluster.cpus_per_task: 68 per node in all, but the nodes of gpu"],
+        ),
         ({"gpus_per_node": 1, "gpu_type": "v100", "mem_gb": 65}, ["cluster.mem_gb: 65, but the nodes of gpu that fit"]),
     ],
 )

@@ -99,7 +99,7 @@ def test_a_hang_is_silence_while_the_job_runs(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_job_looks_at_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most one a second over a minute of ten looks a second: metadata servers serve thousands of jobs."""
+    """At most one per second over a minute of ten looks per second: metadata servers serve thousands of jobs."""
     chain, clock, looks = write_chain(tmp_path, chain_config()), Clock(), [0]
     heartbeat(chain, 1.0)
     watched, read = Watch(chain, 60, clock), watch._read

@@ -1,6 +1,6 @@
 """FFCV's .beton files: written by its writer's parts in processes of our own, and read back sample by sample.
 
-FFCV's own driver of the writer waits for ever for a worker that died (a full disk, a file that is no image).
+FFCV's own driver of the writer waits for ever for a worker that died (a full disk, a file that is not an image).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A thread reads ahead, as many batches as there are buffers, and shares each one among threads that decode without
 Python's lock. One file is opened once for a process: streams of any order, length and batch follow each other, with
 nothing compiled again. FFCV's own driver is not used: it wants a phase's whole order at once, compiles for each Loader,
-keeps half a kilobyte a picture, and waits for ever where its thread failed; it does not notice a JPEG that is damaged.
+keeps half a kilobyte per image, and waits for ever where its thread failed; it does not notice a JPEG that is damaged.
 """
 
 from __future__ import annotations
