@@ -26,6 +26,7 @@ NEEDS = {
     "overlap of queries": "it needs two methods with two rounds and the same initial labels",
     "map of features": "no round kept its features (features.npz)",
     "signals": "no round recorded the calibration of its networks (it was run by an older version)",
+    "floor": "simple classifiers to compare with; no round recorded what they reach (floor)",
     "losses": "no round has a history.json",
 }
 

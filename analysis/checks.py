@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.floor import Floor, finding
 from analysis.panels import Panel
 from analysis.reading import Chain, Finding, Runs
 
@@ -18,9 +19,10 @@ OWN = ("task.init",)
 FEW_SEEDS = 5
 
 
-def check(runs: Runs, panels: list[Panel]) -> list[Finding]:
-    """All findings, those about missing results first."""
-    found = list(runs.findings)
+def check(runs: Runs, panels: list[Panel], floors: Mapping[str, Floor] | None = None) -> list[Finding]:
+    """All findings: task models below simple classifiers first, then missing results. floors: by the panel's key."""
+    found = [below for each in (floors or {}).values() if (below := finding(each))]
+    found += runs.findings
     found += _chains(runs.chains, runs.rounds)
     for panel in panels:
         rows = runs.rounds[runs.rounds["panel"] == panel.key]

@@ -18,6 +18,7 @@ from analysis.panels import Panel
 from analysis.references import Reference
 
 WIDTH = 6.9  # inches: the text width of a two-column paper
+FLOOR: dict[str, Any] = {"color": "#9aa1a8", "lw": 0.9, "zorder": 2.5}
 MARKED = 20  # beyond so many rounds only some carry a marker
 
 
@@ -145,14 +146,22 @@ def line(axes: Axes, method: str, x: np.ndarray, y: np.ndarray, hollow: np.ndarr
     axes.plot(x[at & empty], y[at & empty], ms=4.5, mfc="white", mec=look.colour, mew=1.0, **marks)
 
 
-def draw_curves(panels: list[Panel], references: dict[str, list[Reference]]) -> Figure:
-    """Mean ± std of each method against labels, each seed's points faint behind, published curves dashed."""
+def draw_curves(
+    panels: list[Panel], references: dict[str, list[Reference]], floors: dict[str, np.ndarray] | None = None
+) -> Figure:
+    """Mean ± std of each method against labels, each seed's points faint behind, published curves dashed.
+
+    floors: by panel, what the best simple classifier reaches in each round (R,), a thin grey line.
+    """
+    floors = floors or {}
     figure, all_axes = grid(len(panels), len(methods_of(panels)))
     hollow = False
     for axes, panel in zip(all_axes, panels, strict=True):
         hollow |= _curves(axes, panel)
         for reference in references.get(panel.key, []):
             _reference(axes, reference)
+        if panel.key in floors:
+            _floor(axes, panel, floors[panel.key])
     handles = [handle(method) for method in methods_of(panels)]
     if any(references.values()):
         handles.append(
@@ -162,8 +171,17 @@ def draw_curves(panels: list[Panel], references: dict[str, list[Reference]]) -> 
         handles.append(
             Line2D([], [], color="#444444", marker="o", mfc="white", ls="", ms=4.5, label="not all seeds yet")
         )
+    if floors:
+        handles.append(Line2D([], [], **FLOOR, label="best simple classifier"))
     legend(figure, handles)
     return figure
+
+
+def _floor(axes: Axes, panel: Panel, floor: np.ndarray) -> None:
+    """What the best simple classifier reaches; far below the curves it leaves the axes rather than to flatten them."""
+    low, high = axes.get_ylim()
+    axes.plot(panel.budgets, floor, **FLOOR)
+    axes.set_ylim(max(axes.get_ylim()[0], low - (high - low) / 2), max(high, axes.get_ylim()[1]))
 
 
 def _curves(axes: Axes, panel: Panel) -> bool:
@@ -211,7 +229,9 @@ def _reference(axes: Axes, reference: Reference) -> None:
     )
 
 
-def curves_caption(panels: list[Panel], beside: dict[str, tuple[list[Reference], str]]) -> str:
+def curves_caption(
+    panels: list[Panel], beside: dict[str, tuple[list[Reference], str]], floors: dict[str, np.ndarray] | None = None
+) -> str:
     """What the curves show, and what they do not."""
     seeds = sorted({len(panel.seeds) for panel in panels})
     span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
@@ -223,6 +243,8 @@ def curves_caption(panels: list[Panel], beside: dict[str, tuple[list[Reference],
     )
     if any((np.isnan(p.values).any(axis=1) & ~np.isnan(p.values).all(axis=1)).any() for p in panels):
         text += " Hollow markers: not every seed has that round."
+    if floors:
+        text += " Thin grey line: the best simple classifier on the same labelled images, mean over all chains."
     sources = sorted({r.source for found, _ in beside.values() for r in found})
     if sources:
         text += f" Open markers, dashed: published figures ({'; '.join(sources)}) of the same dataset and backbone."

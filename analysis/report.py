@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import (
+    audit,
     captions,
     checks,
     claims,
@@ -20,6 +21,7 @@ from analysis import (
     style,
     tables,
 )
+from analysis.floor import Floor, floor_of, floor_table
 from analysis.options import Options
 from analysis.panels import Panel, curves, panels_of
 from analysis.reading import Finding, Runs
@@ -32,7 +34,7 @@ FIGURES = (
 )
 TABLES = (
     *("rounds_*", "area_*", "labels_*", "saved_*", "start_*", "classes_*", "signals_*", "cost_*"),
-    *("claims_*", "penalty", "penalty_holm"),
+    *("audit", "floor_*", "claims_*", "penalty", "penalty_holm"),
 )
 PRINT_DPI = 200  # of the PNG files
 SCREEN_DPI = 140  # an inch of a figure on the screen, in CSS pixels
@@ -64,6 +66,7 @@ class Report:
     folder: Path
     lead: str
     findings: list[Finding]
+    audit: list[audit.Line]
     sections: list[Section]
     left_out: list[str]
 
@@ -74,19 +77,27 @@ def build(runs: Runs, name: str, options: Options) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
     _clear(folder, options.figures)
     panels = panels_of(runs.rounds)
-    report = Report(name, folder, lead(runs, panels), checks.check(runs, panels), [], [])
+    floors = _floors(runs, panels)
+    audited = audit.audit(runs, panels, floors, options)
+    report = Report(name, folder, lead(runs, panels), checks.check(runs, panels, floors), audited, [], [])
     write_csv(curves(panels), folder / "curves.csv")
     write_csv(runs.tidy, folder / "rounds.csv")
-    sections = _sections(runs, panels, options, report.left_out)
+    sections = _sections(runs, panels, floors, options, report.left_out)
     if options.figures:
-        _draw(runs, panels, options, report, sections)
+        _draw(runs, panels, floors, options, report, sections)
     report.sections = [s for s in sections.values() if s.pictures or s.tables]
     for section in report.sections:
         for table in section.tables:
             table.write(folder / "tables")
+    audit.write(audited, folder / "tables" / "audit.csv")
     (folder / "report.md").write_text(markdown(report), encoding="utf-8")
     (folder / "report.html").write_text(html(report), encoding="utf-8")
     return report
+
+
+def _floors(runs: Runs, panels: list[Panel]) -> dict[str, Floor]:
+    found = {panel.key: floor_of(panel, runs.rounds[runs.rounds["panel"] == panel.key]) for panel in panels}
+    return {key: floor for key, floor in found.items() if floor is not None}
 
 
 def _clear(folder: Path, figures: bool) -> None:
@@ -128,7 +139,9 @@ def lead(runs: Runs, panels: list[Panel]) -> str:
     return " ".join(sentences)
 
 
-def _sections(runs: Runs, panels: list[Panel], options: Options, left_out: list[str]) -> dict[str, Section]:
+def _sections(
+    runs: Runs, panels: list[Panel], floors: dict[str, Floor], options: Options, left_out: list[str]
+) -> dict[str, Section]:
     """The sections by key, with their tables."""
     sections = {
         "curves": Section("Learning curves"),
@@ -144,6 +157,8 @@ def _sections(runs: Runs, panels: list[Panel], options: Options, left_out: list[
     }
     for group in tables.by_protocol(panels):
         sections["curves"].tables.append(tables.rounds_table(group))
+    sections["curves"].tables += [floor_table(floor) for floor in floors.values()]
+    left_out += [f"{panel.title}: {captions.NEEDS['floor']}" for panel in panels if panel.key not in floors]
     for panel in panels:
         rows = runs.rounds[runs.rounds["panel"] == panel.key]
         if panel.index(options.baseline) is None:
@@ -176,7 +191,14 @@ def _add(section: Section, table: Table | None) -> None:
         section.tables.append(table)
 
 
-def _draw(runs: Runs, panels: list[Panel], options: Options, report: Report, sections: dict[str, Section]) -> None:
+def _draw(
+    runs: Runs,
+    panels: list[Panel],
+    floors: dict[str, Floor],
+    options: Options,
+    report: Report,
+    sections: dict[str, Section],
+) -> None:
     """Draw what the rounds allow; the rest goes into left_out."""
     from analysis import figures, query_figures
 
@@ -188,8 +210,9 @@ def _draw(runs: Runs, panels: list[Panel], options: Options, report: Report, sec
     published = references.read()
     beside = {panel.key: references.matching(panel, published) for panel in panels}
     report.left_out += [reason for _, reason in beside.values() if reason]
-    drawn = figures.draw_curves(panels, {key: found for key, (found, _) in beside.items()})
-    keep("curves", "curves", drawn, figures.curves_caption(panels, beside))
+    lines = {key: floor.line for key, floor in floors.items()}
+    drawn = figures.draw_curves(panels, {key: found for key, (found, _) in beside.items()}, lines)
+    keep("curves", "curves", drawn, figures.curves_caption(panels, beside, lines))
     keep("cost", "hours", figures.draw_hours(panels), captions.HOURS)
     if compared := [p for p in panels if p.index(options.baseline) is not None and len(p.methods) > 1]:
         keep("gain", "gain", figures.draw_gain(compared, options.baseline), captions.gain(options.baseline))
@@ -253,6 +276,8 @@ def markdown(report: Report) -> str:
     lines = [f"# {report.name}", "", report.lead, ""]
     if report.findings:
         lines += ["## Warnings", "", *[f"- **{f.kind}**: {f.text}" for f in report.findings], ""]
+    lines += ["## Audit", "", audit.INTRODUCTION, ""]
+    lines += [*[f"- **{line.result}**, {line.check}: {line.figure}" for line in report.audit], ""]
     for section in report.sections:
         lines += [f"## {section.title}", ""]
         lines += [section.text, ""] if section.text else []
@@ -282,4 +307,6 @@ def html(report: Report) -> str:
             pixels = int.from_bytes(file.read(20)[16:20], "big")  # IHDR's first field
         return round(pixels * SCREEN_DPI / PRINT_DPI)
 
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(report=report, embed=embed, width=width)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        report=report, introduction=audit.INTRODUCTION, embed=embed, width=width
+    )

@@ -164,6 +164,7 @@ def example(runs: Path) -> None:
                 "history": {"task": {"window": 2, "losses": {"cross_entropy": [2.3, 1.1, 0.4]}}},
             }
             more["metrics"]["signals"] = {"confidence": 80.0 + seed, "calibration": 12.5}
+            more["metrics"]["floor"] = {"1nn": 62.0 + seed, "logistic": None, "svm": 66.5 + seed}
             if (method, seed) == ("entropy", 4):
                 values, more = values[:3], more | {"failed": "RuntimeError: out of memory", "planned": 5}
             if (method, seed) == ("coreset", 1):
