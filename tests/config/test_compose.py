@@ -318,11 +318,16 @@ def test_a_key_added_later_leaves_older_chains_as_they_were_at_its_neutral_value
 OLDER, FINGERPRINT = "entropy_of_unlabeled", "402d917770b1d0343aedd81900889ad6f271b30ebe0205623f2b9e8a425bdd5c"
 
 
+# The settings of digits when the fingerprint was taken.
+DIGITS_BEFORE = ("dataset=digits", "dataset.pad_crop=0", "backbone.width=16", "minimax.epochs=10", "minimax.lr_c=0.001")
+DIGITS_BEFORE += ("minimax.weight_decay=0.0", "task.epochs=10", "task.lr=0.001")
+
+
 @pytest.mark.parametrize("variant", [False, True])
 def test_an_older_spelling_is_read_and_means_the_same_chain(tmp_path: Path, variant: bool) -> None:
     def launched(value: str) -> Chain:
         asked = f"variants={{mal:{{method:mal,method.query:{value}}}}}" if variant else f"method.query={value}"
-        return compose_sweep(["dataset=digits", "methods=[mal]", "seeds=1", asked]).chains[0]
+        return compose_sweep([*DIGITS_BEFORE, "methods=[mal]", "seeds=1", asked]).chains[0]
 
     older, newer = launched(OLDER), launched("entropy_of_unlabelled")
     assert older == newer
