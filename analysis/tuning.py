@@ -1,10 +1,10 @@
-"""What a tuning found: each method's trials by the area under their curves, and the best one of each as a preset.
+"""The result of a tuning: each method's trials by the area under their curves, and the best of each as a preset.
 
     python sweeps/launch.py experiment=study_digits tune=8 seeds=[100,101]     # the sweep study_digits-tuning
     python analysis/tuning.py name=study_digits-tuning [runs=DIR] [out=figures]
 
-Writes OUT/NAME/tuning.csv (every trial), tuning.md (the same for people) and chosen.yaml, whose `variants` go into the
-preset. Trials whose chains are not all finished are named and not chosen.
+Writes OUT/NAME/tuning.csv (every trial), tuning.md (the same as a table) and chosen.yaml, whose `variants` go into the
+preset. Trials with unfinished chains are listed and not chosen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The same work in plain PyTorch, as one writes it in a script: what the toolkit's paths are compared with.
+"""The same work in plain PyTorch, as in a short script: the baseline of the ratios.
 
 No checkpoints, no progress, no history, no resumption; images and labels are tensors in memory.
 """

@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of what they are for: no global state, nothing to save in a checkpoint."""
+"""Random numbers as pure functions of their purpose: no global state, nothing to save in a checkpoint."""
 
 from __future__ import annotations
 

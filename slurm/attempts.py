@@ -21,7 +21,7 @@ from mal.run.heartbeat import now, read_progress
 
 FOLDER = "slurm"
 ATTEMPTS = "attempts.jsonl"
-# How many attempts in a row may end so without having saved anything, before a person must look; None: any number.
+# How many attempts in a row may end so without having saved anything, before the chain has failed; None: any number.
 # What saved something may always go on, whatever ended it, except an error of the code, which is never tried again.
 BUDGETS: dict[str, int | None] = {
     "preempted": None,
@@ -38,7 +38,7 @@ PLACE = "place"  # of the node: tried once elsewhere, whatever was saved before
 ADVICE = {
     "timeout": "Raise cluster.time, or lower checkpoint_minutes.",
     "out of memory": "Raise cluster.mem_gb, ask for a larger GPU, or lower the batch sizes.",
-    "hung": "Raise cluster.hang_minutes if a phase is rightly silent for so long.",
+    "hung": "Raise cluster.hang_minutes if a phase really runs for so long without a heartbeat.",
     PLACE: "It is of the nodes, or of the code; after mending it, launch with retry=true.",
 }
 
@@ -133,7 +133,7 @@ def bad_nodes(chain: Path) -> list[str]:
 
 
 def give_up(chain: Path, cause: str, tail: Sequence[str]) -> None:
-    """Record in the round's folder that a person must look, as for an error; `tail`: the last lines of the log."""
+    """Record the failure in the round's folder, as for an error; `tail`: the last lines of the log."""
     number = run_folder.committed_rounds(chain)
     times = f"{cause} {(BUDGETS[cause] or 0) + 1} times"
     hosts = bad_nodes(chain) if cause == PLACE else []

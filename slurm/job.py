@@ -1,4 +1,4 @@
-"""What a Slurm job does: see to it that its chains are committed up to a round, and that nobody has to look after them.
+"""What a Slurm job does: commit its chains up to a round, and requeue itself where that helps.
 
     python -m slurm.job CHAIN [CHAIN ...] --until N --minutes M
 

@@ -6,8 +6,8 @@
 
 It runs slurmctld, one slurmd for each node and a munged of its own from one folder, on the loopback address,
 on free ports; nothing outside the folder is read or written, so several can run side by side and a Slurm or
-munge that the machine already has is not disturbed. Two partitions: `low` (the default; its jobs are
-preempted and requeued) and `high`. Jobs can run as the user that started the cluster only.
+munge that the machine already runs is not disturbed. Two partitions: `low` (the default; its jobs are
+preempted and requeued) and `high`. Jobs run only as the user that started the cluster.
 """
 
 from __future__ import annotations

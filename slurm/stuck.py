@@ -1,4 +1,4 @@
-"""Jobs that never start by themselves, by Slurm's reason, and what a person does about each."""
+"""Jobs that will never start by themselves, by Slurm's reason, and the command that helps."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
     python sweeps/cancel.py name=digits method=mal seed=0
       runs=DIR       default runs
 
-Chains that run in worker processes of a machine are named with the command that stops them. Exit status: 0; 1 where
+For chains that run outside Slurm, it prints the command that stops them. Exit status: 0; 1 where
 something of it still runs, or Slurm does not answer; 2 for a wrong option.
 """
 

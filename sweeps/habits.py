@@ -1,4 +1,4 @@
-"""What people type by habit, of Hydra's or of the shell, answered with the way of doing it here."""
+"""Common habits from Hydra and the shell, answered with how it is done here."""
 
 from __future__ import annotations
 

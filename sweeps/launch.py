@@ -3,7 +3,7 @@
     python sweeps/launch.py dataset=digits seeds=3
     python sweeps/launch.py dataset=imagenet seeds=3 cluster=slurm dry_run=true
 
-Running it again after anything does what is missing and nothing else. `--help` explains every key;
+Run it again after any interruption: it does what is missing and nothing else. `--help` explains every key;
 `show_config=METHOD` prints what a method would run with and where each value comes from; completion in bash:
 source <(python sweeps/launch.py completion=bash).
 """

@@ -1,4 +1,4 @@
-"""Where the sweeps are: every chain's rounds, from disk and Slurm's queue, with or without Slurm.
+"""The state of every chain of the sweeps, from the files and from Slurm's queue; also without Slurm.
 
     python sweeps/status.py                     every sweep under runs/
     python sweeps/status.py name=digits         one sweep
@@ -6,8 +6,8 @@
       watch=true     again every 10 s, until nothing runs or waits
       --json         for programs
 
-A round is # committed, > running, q queued, x failed, . missing (nothing works on it: the launch command goes on),
-? unknown (Slurm does not answer). Exit status: 0; 1 where a person must look: a chain failed, its job is stuck, or its
+A round is # committed, > running, q queued, x failed, . missing (nothing works on it: run the launch command again),
+? unknown (Slurm does not answer). Exit status: 0; 1 where you must act: a chain failed, its job is stuck, or its
 jobs ended before our code started; 2 for a wrong option; 3 where Slurm does not answer.
 """
 

@@ -2,13 +2,13 @@
 
     python sweeps/study.py [presets=[study_digits,...]] [tune=N] [steps=[tune,run,report]] [KEY=VALUE of launch.py ...]
 
-For each preset: the sweep NAME-tuning, N trials of each method in three rounds on seeds 100 and 101, of which no
-result is reported; its best trials as the preset PRESET_tuned in conf=DIR (default ./conf), where the other methods,
-e.g. ablations, take what was found for the first; that preset's own seeds; the report of the tuned methods in
-DOCS/NAME, of MAL's ablations in DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. With tune=0 a
-preset is run as it is. Run it again after anything: what is done is not done again. figures=DIR and docs=DIR (default
-docs/study) say where the reports go. Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are under way, the same
-command goes on later; 130 stopped.
+For each preset: the sweep NAME-tuning, N trials of each method in three rounds on seeds 100 and 101, which are not
+reported; the best trials as the preset PRESET_tuned in conf=DIR (default ./conf), where other methods, e.g. ablations,
+get the settings found for the first method; that preset's own seeds; reports of the tuned methods in DOCS/NAME, of
+MAL's ablations in DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. With tune=0 a preset is run
+as it is. Run it again after any interruption: finished parts are not repeated. figures=DIR and docs=DIR (default
+docs/study) say where the reports go. Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are still in the queue,
+run the same command later; 130 stopped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where every chain of a sweep is, from its files and one look at Slurm's queue."""
+"""The state of every chain of a sweep, from its files and one call of squeue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of a running sweep: a live table of chains on a terminal, plain lines elsewhere."""
+"""The progress of a running sweep: a live table of chains on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

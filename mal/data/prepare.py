@@ -15,7 +15,7 @@
     skip_corrupt=true   leave images out that cannot be read, instead of writing nothing
     replace=true        write a copy anew that is there already
 
-Nothing is seen under its name before it is whole. Stopped (Ctrl-C, SIGTERM) or killed, it leaves what it wrote in
+A copy appears under its name only when it is complete. Stopped (Ctrl-C, SIGTERM) or killed, it leaves what it wrote in
 DATA/prepared/.NAME-MODE.part, and the same command goes on from there. Exit status: 0 done, or nothing to do; 1 failed;
 2 refused before anything was written; 75 stopped by a signal, 130 by Ctrl-C.
 """

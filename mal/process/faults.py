@@ -1,6 +1,6 @@
-"""Whose an error is: the code's, the memory's, the storage's, or the place's, which is the node that it happened on.
+"""The cause of an error: the code, the memory, the storage, or the place, which is the node that it happened on.
 
-Only an error of the code comes back wherever and whenever it is tried again.
+Only an error of the code comes back wherever and whenever the work is tried again.
 """
 
 from __future__ import annotations

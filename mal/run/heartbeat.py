@@ -52,7 +52,7 @@ class Progress:
             self._write()
 
     def leave(self, cause: str) -> None:
-        """Last words of an interrupted attempt."""
+        """The last note of an interrupted attempt."""
         self._state["interrupted"] = cause
         self._write()
 
