@@ -21,14 +21,14 @@ def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def flipped(images: Tensor) -> Tensor:
     """Each mirrored with probability a half."""
-    mask = torch.rand(len(images)) < 0.5
+    mask = torch.rand(len(images), device=images.device) < 0.5
     return torch.where(mask[:, None, None, None], images.flip(-1), images)
 
 
-def batches(count: int, batch: int) -> Iterator[Tensor]:
+def batches(count: int, batch: int, device: torch.device) -> Iterator[Tensor]:
     """Shuffled indices for ever, full batches."""
     while True:
-        order = torch.randperm(count)
+        order = torch.randperm(count).to(device)
         yield from (order[i : i + batch] for i in range(0, count - batch + 1, batch))
 
 

@@ -14,11 +14,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from mal.config.compose import compose_sweep
 from mal.config.schema import Chain
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+def settled(clock: Callable[[], float]) -> Callable[[], float]:
+    """A clock that is read when the GPU, where there is one at work, has done what it was given."""
+
+    def now() -> float:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return clock()
+
+    return now
+
+
+CLOCKS = {"wall": settled(time.perf_counter), "cpu": settled(time.process_time)}
 HEAD = f"{'work':<48} {'ours':>10} {'bare':>10} {'ratio':>7}  {'target':<15}"
 
 

@@ -123,11 +123,15 @@ def loop_against_bare(name: str, threads: int, repeats: int, clock: str, steps: 
             return objective.seconds()
 
     def plain() -> float:
-        optimizer, began, stream = Adam(model.parameters(), lr=0.001, fused=True), [], bare.batches(len(images), BATCH)
+        optimizer, began, stream = (
+            Adam(model.parameters(), lr=0.001, fused=True),
+            [],
+            bare.batches(len(images), BATCH, device.torch),
+        )
         mean = std = torch.full((1, spec.channels, 1, 1), 0.5, device=device.torch)
         for _ in range(steps):
             began.append(CLOCKS[clock]())
-            at = next(stream).to(device.torch)
+            at = next(stream)
             batch = bare.normalised(bare.flipped(tensors[at]), mean, std)
             bare.supervised_step(model, optimizer, batch, targets[at], bf16=False)
         return float(np.median(np.diff(began[2:])))

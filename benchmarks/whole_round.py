@@ -54,15 +54,16 @@ def bare_loops(config: Chain, dataset: Dataset, device: Device) -> Callable[[], 
         encoder, classifier, discriminator = networks.encoder, networks.classifier, networks.discriminator
         game = Adam([*encoder.parameters(), *classifier.parameters()], lr=0.001, fused=True)
         judge = Adam(discriminator.parameters(), lr=0.001, fused=True)
-        first = bare.batches(known, min(config.minimax.batch, known))
-        others = bare.batches(len(images) - known, config.minimax.batch)
+        first = bare.batches(known, min(config.minimax.batch, known), device.torch)
+        others = bare.batches(len(images) - known, config.minimax.batch, device.torch)
         m, t = config.minimax, config.task
         for _ in range(steps_of(m.epochs, m.epoch_of, len(images), known, m.batch)):
             at, beyond = next(first), next(others) + known
             batch = bare.normalised(images[at], mean, std), labels[at], bare.normalised(images[beyond], mean, std)
             bare.minimax_step(encoder, classifier, discriminator, game, judge, *batch)
         model = task_model(config, device)
-        optimizer, stream = Adam(model.parameters(), lr=0.001, fused=True), bare.batches(known, min(t.batch, known))
+        optimizer = Adam(model.parameters(), lr=0.001, fused=True)
+        stream = bare.batches(known, min(t.batch, known), device.torch)
         for _ in range(steps_of(t.epochs, t.epoch_of, len(images), known, t.batch)):
             at = next(stream)
             bare.supervised_step(model, optimizer, bare.normalised(images[at], mean, std), labels[at], bf16=False)

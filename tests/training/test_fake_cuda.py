@@ -1,0 +1,140 @@
+"""Steps, scans and the benchmarks' bare loops on tensors that say they are on a GPU: operands on two devices raise.
+
+No GPU is needed. Backward passes are left out: they run where the forward pass ran. The optimisers' steps are not.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import mal.methods.vaal
+import mal.minimax
+import mal.task
+from benchmarks import bare
+from mal.acquisition.uncertainty import PassAccumulator
+from mal.config.compose import compose_sweep
+from mal.config.schema import Chain
+from mal.data.augment import Augmentation
+from mal.methods.bald import predict
+from mal.methods.common import predictive_entropy
+from mal.methods.vaal import HIDDEN_UNITS, VAALObjective
+from mal.minimax import MinimaxObjective, build_networks
+from mal.models.backbones import build_backbone
+from mal.models.heads import Discriminator, TaskModel
+from mal.models.vae import VAE
+from mal.process.device import Device
+from mal.process.distributed import World
+from mal.task import Supervised
+from mal.training.loop import Inputs
+
+CUDA = torch.device("cuda")
+CASES = [
+    ("cifar100", "small_cnn", 32, 3, 16),
+    ("cifar100", "resnet18", 32, 3, 8),
+    ("cifar100", "vgg16_bn", 32, 3, 8),
+    ("bdd100k", "drn_d_22", 96, 3, 2),
+    ("digit_scenes", "small_drn", 48, 1, 4),
+    ("digits", "small_cnn", 8, 1, 16),
+]
+
+
+def placed(self: Device, module: nn.Module, channels_last: bool = True) -> nn.Module:
+    """The module with fake parameters and buffers on the device: `Module.to` would swap data, which fakes refuse."""
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            if parameter is not None:
+                last = parameter.dim() == 4 and channels_last
+                layout = torch.channels_last if last else torch.preserve_format
+                part._parameters[name] = nn.Parameter(parameter.detach().to(CUDA, memory_format=layout))
+        for name, buffer in list(part._buffers.items()):
+            part._buffers[name] = None if buffer is None else buffer.to(CUDA)
+    return module
+
+
+def descended(optimizer: torch.optim.Optimizer, loss: Tensor, world: World) -> None:
+    """A step with gradients of zeros: autograd's own threads do not know fakes."""
+    assert (loss.device.type, loss.requires_grad, loss.dim()) == ("cuda", True, 0)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    if not isinstance(optimizer, torch.optim.SGD):
+        optimizer.step()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for module in (mal.minimax, mal.task, mal.methods.vaal):
+        monkeypatch.setattr(module, "descend", descended)
+    monkeypatch.setattr(Device, "seed", lambda self, seed: None)
+    monkeypatch.setattr(Device, "place", placed)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def chain(*words: str, method: str = "mal") -> Chain:
+    return compose_sweep([f"methods=[{method}]", "seeds=1", *words]).chains[0]
+
+
+def augmented(config: Chain, size: int, channels: int, batch: int) -> tuple[Inputs, Tensor]:
+    """A training batch, and the same images without augmentation."""
+    spec = config.dataset
+    half = torch.full((1, channels, 1, 1), 0.5, device=CUDA)
+    pad = 4 if spec.crop is None else 0
+    augmentation = Augmentation(flip=True, crop=spec.crop, pad_crop=pad, mean=half, std=half)
+    images = torch.zeros(batch, channels, size, size, dtype=torch.uint8, device=CUDA)
+    key = (0, 1, "a")
+    if spec.task == "segmentation":
+        maps = torch.zeros(batch, size, size, dtype=torch.uint8, device=CUDA)
+        labels = augmentation.train_maps(maps, key)
+    else:
+        labels = torch.zeros(batch, dtype=torch.int64, device=CUDA)
+    return Inputs(augmentation.train(images, key), labels), augmentation.evaluate(images)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[1]}-{case[2]}")
+def test_steps_and_scans_stay_on_the_device(fake: None, case: tuple[Any, ...]) -> None:
+    dataset, backbone, size, channels, batch = case
+    keys = [f"dataset={dataset}", f"backbone={backbone}"]
+    config = chain(*keys, *(["dataset.crop=null"] if dataset == "bdd100k" else []))
+    device = Device(CUDA, bf16=False)  # torch has no autocast for a GPU that is not there
+    inputs, images = augmented(config, size, channels, batch)
+    assert inputs.images.device.type == "cuda"
+    objective = MinimaxObjective(build_networks(config, device), config.minimax, device)
+    model = device.place(TaskModel(build_backbone(config.backbone, channels), config.dataset.classes, 0.5))
+    supervised = Supervised(model, config.task, device)
+    for _ in range(2):
+        losses = objective.step({"labelled": inputs, "unlabelled": inputs}, 0.0)
+        losses |= supervised.step({"labelled": inputs}, 0.0)
+        assert {loss.device.type for loss in losses.values()} == {"cuda"}
+    model.eval()
+    with torch.no_grad(), device.autocast():
+        assert predictive_entropy(model(images)).device.type == "cuda"
+        passes = PassAccumulator()
+        for logits in predict(model, images, torch.ones(3, model.head.in_features, device=CUDA)):
+            passes.update(logits.movedim(1, -1), from_logits=True)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 8), (1, 28), (3, 32), (3, 224)])
+def test_vaal_stays_on_the_device(fake: None, channels: int, side: int) -> None:
+    config = chain("dataset=digits", method="vaal")
+    device = Device(CUDA, bf16=False)
+    vae = device.place(VAE(channels, side, 32, 32), channels_last=False)
+    discriminator = device.place(Discriminator(32, HIDDEN_UNITS), channels_last=False)
+    objective = VAALObjective(vae, discriminator, config.method, device)
+    images = torch.zeros(4, channels, side, side, device=CUDA).to(memory_format=torch.channels_last)
+    inputs = Inputs(images, torch.zeros(4, dtype=torch.int64, device=CUDA))
+    turns = range(config.method["vae_steps"])
+    parts = {f"{pool}_{turn}": inputs for pool in ("labelled", "unlabelled") for turn in turns}
+    for _ in range(2):
+        objective.step(parts, 0.0)
+
+
+def test_the_bare_loops_stay_on_the_device(fake: None) -> None:
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8, device=CUDA)
+    mean = std = torch.full((1, 3, 1, 1), 0.5, device=CUDA)
+    assert bare.normalised(bare.flipped(images), mean, std).device.type == "cuda"
+    assert images[next(bare.batches(4, 2, CUDA))].device.type == "cuda"
