@@ -161,9 +161,12 @@ def _summary(name: str, views: Sequence[ChainView]) -> list[str]:
     for view in views:
         causes.update(view.interruptions)
     told = f" ({', '.join(f'{count} {cause}' for cause, count in causes.most_common())})" if causes else ""
+    nodes = Counter(node for view in views for node in view.bad_nodes)
+    avoided = ", ".join(f"{node} ({count} chains)" for node, count in nodes.most_common())
     return [
         f"{name}: {committed}/{wanted} rounds committed; chains: {words}{eta}",
         f"  spent {hours:.2f} h, {gpu:.2f} GPU-hours; lost to preemption {lost:.2f} h, {lost_gpu:.2f} GPU-hours{told}",
+        *([f"  nodes that failed chains, which avoid them now: {avoided}"] if avoided else []),
     ]
 
 

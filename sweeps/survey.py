@@ -17,7 +17,7 @@ from yaml import YAMLError
 from mal.chain import read_failure
 from mal.run import folder as run_folder
 from mal.run.heartbeat import read_progress
-from slurm.attempts import Attempt, read_attempts
+from slurm.attempts import Attempt, bad_nodes, read_attempts
 from slurm.squeue import Job, by_chain
 from slurm.stuck import remedy, stuck
 from slurm.submit import log_of
@@ -35,8 +35,8 @@ class ChainView:
     state: done, running, queued, stuck (its job waits for a person), failed, missing (nothing works on it), or unknown
     (not done, and Slurm does not answer). cells: one word per round: committed, running, queued, failed, missing or
     unknown. heartbeat: of the round at work, with its age in seconds. note: Slurm's reason, the error's last line, or
-    where it stopped. lost: its newest jobs, where they ended before our code started. hours: on nodes; lost_hours,
-    lost_gpu_hours: done again after interruptions.
+    where it stopped. lost: its newest jobs, where they ended before our code started. bad_nodes: that have failed it,
+    and that its next jobs avoid. hours: on nodes; lost_hours, lost_gpu_hours: done again after interruptions.
     """
 
     method: str
@@ -50,6 +50,7 @@ class ChainView:
     log: Path | None = None
     jobs: list[int] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
+    bad_nodes: list[str] = field(default_factory=list)
     heartbeat: dict[str, Any] = field(default_factory=dict)
     value: float | None = None
     metric: str = ""
@@ -102,7 +103,7 @@ def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job], known: bool
     seconds = _committed_seconds(view)
     heartbeat = read_progress(run_folder.round_folder(folder, committed)) or {}
     failure = read_failure(folder) if committed < view.rounds else None
-    view.log = log_of(folder)
+    view.log, view.bad_nodes = log_of(folder), bad_nodes(folder)
     if committed >= view.rounds:
         view.state = "done"
     elif failure:

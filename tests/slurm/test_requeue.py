@@ -55,7 +55,9 @@ def test_a_node_with_a_broken_gpu_fails_no_chain(
     assert not list(chain.rglob(run_folder.FAILED))
     capsys.readouterr()
     assert status([f"runs={runs}"]) == 0
-    assert "1 place" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 place" in said
+    assert "nodes that failed chains, which avoid them now: n1 (1 chains)" in said
 
 
 @pytest.mark.chaos
