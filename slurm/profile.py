@@ -16,6 +16,8 @@ from typing import Any
 from mal.config.registry import nearest
 from slurm.partitions import NodeKind, Partition, parse_limit
 
+CPUS = 4  # of a process, where the profile leaves it open and the nodes have as many
+PREPARE = {"cpus": 16, "mem_gb": None, "time": 720, "partition": None}  # of the job that makes a prepared copy
 PHASES = ("fit", "task", "score")  # of a round: the method's networks, the task model, the pool's scores
 # Options of sbatch that chains rely on, and those that have a key of their own.
 _RESERVED = (
@@ -40,10 +42,11 @@ class Profile:
     """What one job of a chain asks for.
 
     gpus_per_node: None means one where the partition has GPUs. tasks_per_node: processes of torch.distributed; None
-    means one for each GPU, at least one. time: by dataset, with `default` for the others, for a whole round or for each
-    phase, which are added up: minutes, or text as Slurm writes times (8:00:00, 1-12). pack: chains that share one job.
-    signal_lead_s: how long before the time limit a job is told. hang_minutes: a round silent for so long is killed and
-    requeued. max_jobs: most jobs that a launch leaves in the queue. sbatch: further options by their long names.
+    means one for each GPU, at least one. cpus_per_task: None means 4, or what the partition's nodes have. time: by
+    dataset, with `default` for the others, for a whole round or for each phase, which are added up: minutes, or text as
+    Slurm writes times (8:00:00, 1-12). pack: chains that share one job. signal_lead_s: how long before the time limit a
+    job is told. hang_minutes: a round silent for so long is killed and requeued. max_jobs: most jobs that a launch
+    leaves in the queue. sbatch: further options by their long names. prepare: of the job that makes a prepared copy.
     """
 
     name: str
@@ -57,7 +60,7 @@ class Profile:
     gpus_per_node: int | None = None
     gpu_type: str | None = None
     tasks_per_node: int | None = None
-    cpus_per_task: int = 4
+    cpus_per_task: int | None = None
     mem_gb: float | None = None
     time: Mapping[str, Any] = field(default_factory=lambda: {"default": 240})
     modules: tuple[str, ...] = ()
@@ -67,6 +70,7 @@ class Profile:
     hang_minutes: float = 60
     max_jobs: int | None = None
     sbatch: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Mapping[str, Any] = field(default_factory=dict)
 
     def minutes(self, dataset: str) -> int:
         """Time limit of a job on `dataset`, in whole minutes."""
@@ -84,22 +88,47 @@ class Profile:
         """Processes in each node."""
         return self.tasks_per_node or max(1, self.gpus)
 
+    @property
+    def cpus(self) -> int:
+        """CPUs of each process, once `fit_to` has settled them (the default before)."""
+        return self.cpus_per_task or CPUS
+
     def gpu_hours(self, dataset: str) -> float:
         """GPU-hours of one job that runs up to its time limit."""
         return self.nodes * self.gpus * self.minutes(dataset) / 60
 
     def fit_to(self, partitions: Mapping[str, Partition]) -> Profile:
-        """The profile with `gpus_per_node` settled from what its partition has; unchanged where it is set.
+        """The profile with what it leaves open settled by what its partitions have: GPUs, CPUs, the preparing job.
 
         ValueError where its processes would share a GPU.
         """
-        if self.gpus_per_node is not None:
-            return self
-        chosen = chosen_partitions(self, partitions)
-        has = any(kind.gpu_count(self.gpu_type) for partition in chosen for kind in partition.kinds)
-        fitted = replace(self, gpus_per_node=1 if has else 0)
-        _check_shared_gpus(fitted)
-        return fitted
+        found = chosen_partitions(self, partitions)
+        kinds = [kind for partition in found for kind in partition.kinds]
+        fitted = self
+        if self.gpus_per_node is None:
+            fitted = replace(self, gpus_per_node=1 if any(kind.gpu_count(self.gpu_type) for kind in kinds) else 0)
+            _check_shared_gpus(fitted)
+        if kinds and self.cpus_per_task is None:
+            fitted = replace(fitted, cpus_per_task=_fitting_cpus(fitted, kinds))
+        asked = self.prepare.get("partition")
+        places = chosen_partitions(replace(self, partition=asked), partitions) if asked else found
+        return replace(fitted, prepare=_fitting_prepare(self.prepare, places[0])) if places else fitted
+
+
+def _fitting_cpus(profile: Profile, kinds: Sequence[NodeKind]) -> int:
+    """CPUS or, where too few nodes have so many, what they have."""
+    able = [kind for kind in kinds if kind.gpu_count(profile.gpu_type) >= profile.gpus]
+    for cpus in range(CPUS, 1, -1):
+        if sum(kind.nodes for kind in able if kind.cpus >= cpus * profile.tasks) >= profile.nodes:
+            return cpus
+    return 1
+
+
+def _fitting_prepare(section: Mapping[str, Any], partition: Partition) -> dict[str, Any]:
+    """As many CPUs and as long as asked for, or as the partition has."""
+    cpus = min(section["cpus"], max(kind.cpus for kind in partition.kinds))
+    minutes = math.ceil(parse_limit(section["time"]))
+    return {**section, "cpus": cpus, "time": min(minutes, partition.minutes or minutes)}
 
 
 def load_profile(section: Mapping[str, Any]) -> Profile:
@@ -121,6 +150,7 @@ def load_profile(section: Mapping[str, Any]) -> Profile:
     for key in ("time", "sbatch"):
         if not isinstance(values.get(key, {}), Mapping):
             raise ValueError(f"cluster.{key}={values[key]}: a mapping is allowed, e.g. {_EXAMPLES[key]}.")
+    values["prepare"] = _prepare(values.get("prepare", {}))
     profile = Profile(**values)
     _check_numbers(profile)
     _check_time(profile)
@@ -196,7 +226,7 @@ def submitit_parameters(profile: Profile, dataset: str, job_name: str) -> dict[s
         "time": profile.minutes(dataset),
         "nodes": profile.nodes,
         "ntasks_per_node": profile.tasks,
-        "cpus_per_task": profile.cpus_per_task,
+        "cpus_per_task": profile.cpus,
         "dependency": "singleton",
         "signal_delay_s": profile.signal_lead_s,
         "stderr_to_stdout": True,
@@ -205,6 +235,19 @@ def submitit_parameters(profile: Profile, dataset: str, job_name: str) -> dict[s
         "additional_parameters": {"requeue": True, "open-mode": "append", **profile.sbatch},
         **{key: value for key, value in chosen.items() if value is not None},
     }
+
+
+def _prepare(section: Any) -> dict[str, Any]:
+    if not isinstance(section, Mapping) or set(section) - set(PREPARE):
+        raise ValueError(f"cluster.prepare={section}: only these keys are allowed: {', '.join(PREPARE)}.")
+    values = PREPARE | dict(section)
+    cpus = values["cpus"]
+    if not isinstance(cpus, int) or isinstance(cpus, bool) or cpus < 1:
+        raise ValueError(f"cluster.prepare.cpus={cpus}: a whole number from 1 is allowed, e.g. 16.")
+    _check_minutes("cluster.prepare.time", values["time"])
+    if values["mem_gb"] is not None and not (_is_number(values["mem_gb"]) and values["mem_gb"] > 0):
+        raise ValueError(f"cluster.prepare.mem_gb={values['mem_gb']}: a number above 0 is allowed (GB), or null.")
+    return values
 
 
 _EXAMPLES = {"time": "cluster.time.default=240", "sbatch": "+cluster.sbatch.reservation=NAME"}
@@ -328,7 +371,7 @@ def _size_problems(profile: Profile, partition: Partition) -> list[str]:
         return [f"cluster.nodes={profile.nodes}, but {partition.name} has {partition.nodes}."]
     wanted: dict[str, tuple[float, Any]] = {
         "gpus_per_node": (profile.gpus, lambda kind: kind.gpu_count(profile.gpu_type)),
-        "cpus_per_task": (profile.tasks * profile.cpus_per_task, lambda kind: kind.cpus),
+        "cpus_per_task": (profile.tasks * profile.cpus, lambda kind: kind.cpus),
         "mem_gb": (profile.mem_gb or 0, lambda kind: kind.mem_gb),
     }
     fitting: list[NodeKind] = list(partition.kinds)

@@ -76,6 +76,7 @@ class Submitter:
     def __init__(self, sweep: str, runs: Path, profile: Profile, code: Path, spare: bool = False) -> None:
         self.sweep, self.runs, self.profile, self.code = sweep, logical(runs), profile, code
         self.spare = spare
+        self.after: int | None = None  # a job that all others wait for, and do not start where it fails
         self._seen: set[int] = set()  # jobs that are in the queue already
         self._last: dict[str, tuple[int, int]] = {}  # of each chain, the job that goes furthest: how far, and its id
 
@@ -109,20 +110,27 @@ class Submitter:
         parameters = submitit_parameters(self.profile, submission.dataset, name)
         log = str(self._log(submission)).replace("%", "%%").removesuffix("%%j.log") + "%j.log"
         further = {"output": log, "comment": job_comment(submission.chains, submission.until)}
+        if self.after is not None:
+            parameters["dependency"] = f"singleton,afterok:{self.after}"
+            further["kill-on-invalid-dep"] = "yes"
         # a comment of the user's own goes before ours: jobs are known by their ids, too
         parameters["additional_parameters"] = further | parameters["additional_parameters"]
-        # after the profile's own commands, so that nothing they set comes first
-        parameters["setup"] = [_HELLO, *parameters.get("setup", []), self._export()]
         if avoided := self._avoided(submission):
             parameters["exclude"] = ",".join(filter(None, [self.profile.exclude, *avoided]))
-        self._executor.parameters.clear()
-        self._executor.update_parameters(**parameters)
         chains = [str(self.runs / self.sweep / chain) for chain in submission.chains]
         command = [sys.executable, "-u", "-m", "slurm.job", *chains]
         command += ["--until", str(submission.until), "--minutes", str(minutes)]
         command += ["--lead", str(self.profile.signal_lead_s), "--hang-minutes", f"{self.profile.hang_minutes:g}"]
         command += ["--tasks", str(self.profile.nodes * self.profile.tasks), "--gpus", str(self.profile.gpus)]
         command += ["--code", self.code.name] if self.code.parent.name == CODE else []
+        return self.text(parameters, command)
+
+    def text(self, parameters: dict[str, Any], command: Sequence[str]) -> str:
+        """An sbatch script that runs a command of the kept copy."""
+        # after the profile's own commands, so that nothing they set comes first
+        parameters = parameters | {"setup": [_HELLO, *parameters.get("setup", []), self._export()]}
+        self._executor.parameters.clear()
+        self._executor.update_parameters(**parameters)
         return str(self._executor._make_submission_file_text(f"exec {shlex.join(command)}", uid=""))
 
     def submit(self, submissions: Sequence[Submission], report: Callable[[int], None]) -> tuple[int, str]:
@@ -156,7 +164,7 @@ class Submitter:
         script, job = self.script(submission), None
         for attempt in range(SILENT_ATTEMPTS):
             try:
-                job = _job_id(call("sbatch", "--parsable", text=script, attempts=1, environment=job_environment()))
+                job = job_id(call("sbatch", "--parsable", text=script, attempts=1, environment=job_environment()))
                 break
             except SlurmSilentError:
                 if attempt + 1 == SILENT_ATTEMPTS:
@@ -266,7 +274,7 @@ def _passes(error: SlurmError, taken: int) -> bool:
     return taken > 0  # it took jobs like this one: only their number can be too large
 
 
-def _job_id(answer: str) -> int | None:
+def job_id(answer: str) -> int | None:
     """The id in what `sbatch --parsable` says, ID or ID;CLUSTER, below whatever a wrapper of the site says."""
     found = re.findall(r"^(\d+)(?:;\S+)?$", answer.strip(), re.MULTILINE)
     return int(found[-1]) if found else None

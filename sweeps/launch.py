@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 try:
     from mal.packages import require
@@ -28,6 +29,9 @@ from mal.config.conf_folders import CONF, GROUPS, choices, names, own_folder
 from mal.config.registry import nearest
 from mal.files import run_command
 from sweeps import habits, show
+
+if TYPE_CHECKING:
+    from sweeps.plan import ChainPlan
 
 EXIT_USAGE, EXIT_STOPPED = 2, 130
 KINDS = ("auto", "local", "slurm")  # auto: settled before, so it is this machine
@@ -58,8 +62,8 @@ def main(arguments: list[str]) -> int:
             raise
         print(f"launch.py: the storage fails ({error}). Run the same command again.", file=sys.stderr)
         return EXIT_USAGE
-    except KeyboardInterrupt:  # once chains run, the signal is theirs to save at
-        print("launch.py: stopped before anything was started.", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # once chains run, the signal is theirs to save at
+        print(f"launch.py: {str(stop) or 'stopped'} before any chain was started.", file=sys.stderr)
         return EXIT_STOPPED
 
 
@@ -96,9 +100,17 @@ def launch(sweep: Sweep) -> int:
         from sweeps.submitting import launch_on_slurm
 
         return launch_on_slurm(sweep)
+    return launch_here(sweep)
+
+
+def launch_here(sweep: Sweep) -> int:
+    """The same in worker processes of this machine."""
     from mal.run.code_copy import keep_code
-    from sweeps.local import memory_of, run_local, worker_count
+    from sweeps.announce import announce
+    from sweeps.loading import settle
+    from sweeps.local import devices_of, memory_of, run_local, worker_count
     from sweeps.plan import check_data, cores, curves_command, freeze, reconcile, share_threads
+    from sweeps.preparing import needing, prepare_here
     from sweeps.table import Board
 
     plans = reconcile(sweep)
@@ -108,15 +120,21 @@ def launch(sweep: Sweep) -> int:
         raise ValueError(f"cluster.workers={wanted} must be a whole number from 0 (0: as many as the machine carries).")
     workers = worker_count(wanted, to_run)
     share_threads(plans, cores() // workers)
-    check_data(plans, *memory_of(to_run), dry_run=sweep.dry_run)
+    memory = memory_of(to_run)
+    loading = settle(plans, min(memory[0] / (2 * workers), memory[1]), sweep.prepare)
+    check_data(plans, *memory, dry_run=sweep.dry_run, copy=loading.copy)
     for plan in plans:
         print(plan.line())
+    where = f"this machine, {workers} chains at a time, each with {threads(plans)}"
+    announce(sweep, plans, loading, where, len(devices_of(to_run)[:1]))
     rounds = sum(plan.target - plan.committed for plan in to_run)
     print(
         f"{sweep.name}: {len(to_run)} of {len(plans)} chains to run, {rounds} rounds, {workers} at a time", flush=True
     )
     if sweep.dry_run:
         return 0
+    if loading.copy and (first := needing(plans)):
+        prepare_here(first.config)
     freeze(plans)
     if to_run:
         status = run_local(plans, workers, Board(workers), keep_code(sweep.runs / sweep.name))
@@ -124,6 +142,12 @@ def launch(sweep: Sweep) -> int:
         status = 1 if any(plan.state.name == "FAILED" for plan in plans) else 0
     print(f"Results: {sweep.runs / sweep.name}    Curves: {curves_command(sweep)}")
     return status
+
+
+def threads(plans: Sequence[ChainPlan]) -> str:
+    """The threads of the chains to run, for people."""
+    counts = sorted({plan.config.threads for plan in plans if plan.to_run}) or [0]
+    return f"{' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} thread{'s' * (counts != [1])}"
 
 
 def help_text(arguments: Sequence[str] = ()) -> str:

@@ -49,6 +49,7 @@ class ChainPlan:
     state: State
     note: str
     check: str = "headers"
+    open: bool = False  # whether its loader is still to be chosen
 
     @property
     def name(self) -> str:
@@ -154,22 +155,30 @@ def check_storage(runs: Path) -> None:
         )
 
 
-def check_data(plans: list[ChainPlan], host: float = math.inf, gpu: float = math.inf, *, dry_run: bool = False) -> None:
+def check_data(
+    plans: list[ChainPlan],
+    host: float = math.inf,
+    gpu: float = math.inf,
+    *,
+    dry_run: bool = False,
+    copy: Path | None = None,
+) -> None:
     """Read the datasets of the chains that will run, as their jobs will, so that a missing or cut file shows now.
 
     The mean and deviation of the pixels of image files are computed here, once per pool, and kept for all jobs. host,
     gpu: bytes of memory that the images of a chain may take with loader=memory. dry_run: what would be refused is said
-    and not raised, so that a plan can be looked at where the data are not, and nothing is computed.
+    and not raised, so that a plan can be looked at where the data are not, and nothing is computed. copy: a prepared
+    copy that is to be made first: what it is made of is read instead, and the copy will have the mean and deviation.
     """
     try:
-        _check_data(plans, host, gpu, dry_run)
+        _check_data(plans, host, gpu, dry_run, copy)
     except ValueError as error:
         if not dry_run:
             raise
         print(f"A launch would be refused: {error}")
 
 
-def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool) -> None:
+def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool, copy: Path | None) -> None:
     from mal.data.at_launch import Survey, survey
     from mal.data.dataset import load
     from mal.data.image_set import Files, check_size
@@ -179,10 +188,11 @@ def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool) 
     seen: set[tuple[str, int]] = set()
     for plan in (plan for plan in plans if plan.to_run):
         config = plan.config
-        asked = f"{config.dataset} {config.loader}"
+        loader = "torch" if copy and config.loader == "ffcv" else config.loader
+        asked = f"{config.dataset} {loader}"
         if (found := surveys.get(asked)) is None:
             place = Path(config.data)
-            found = survey(config.dataset, place, config.loader, plan.check, config.initial, remember=not dry_run)
+            found = survey(config.dataset, place, loader, plan.check, config.initial, remember=not dry_run)
             surveys[asked] = found
             print("\n".join(found.lines), flush=True)
         if plan.committed and found.spec != config.dataset:
@@ -196,7 +206,7 @@ def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool) 
         if key in seen:
             continue
         seen.add(key)
-        dataset = load(config.dataset, Path(config.data), config.seed, config.loader, found.splits)
+        dataset = load(config.dataset, Path(config.data), config.seed, loader, found.splits)
         pool = len(dataset.pool)
         if config.loader == "memory":
             images = len(dataset.train) + len(dataset.test)
@@ -210,7 +220,7 @@ def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool) 
                 f"rounds={config.rounds} with initial={config.initial} and budget={config.budget} needs {needed} "
                 f"labels, but the pool of {config.dataset.name}, seed {config.seed}, has {pool}: lower one of them."
             )
-        if isinstance(dataset.train, Files) and not dry_run and os.access(dataset.data, os.W_OK):
+        if isinstance(dataset.train, Files) and not dry_run and copy is None and os.access(dataset.data, os.W_OK):
             pixel_statistics(dataset, _said(f"{config.dataset.name}: mean of the pixels"))
 
 
@@ -233,14 +243,18 @@ def _plan(sweep: Sweep, config: Chain) -> ChainPlan:
     target = config.rounds
     if not (folder / run_folder.CONFIG).is_file():
         config = dataclasses.replace(config, dataset=settled(config.dataset))
-        return ChainPlan(folder, config, target, 0, State.NEW, "new", sweep.check)
+        return ChainPlan(folder, config, target, 0, State.NEW, "new", sweep.check, open=sweep.loader == "auto")
     frozen = load_chain(folder / run_folder.CONFIG)
+    committed = run_folder.committed_rounds(folder)
     config = dataclasses.replace(config, dataset=settled(config.dataset, frozen.dataset))
+    if sweep.loader == "auto":
+        config = dataclasses.replace(config, loader=frozen.loader)
+    elif not committed:  # nothing depends on it yet
+        frozen.loader = config.loader
     if changed := differences(frozen, config):
         raise ValueError(
             f"{folder} holds another configuration: {'; '.join(changed)}. Launch it as it was, or under another name=."
         )
-    committed = run_folder.committed_rounds(folder)
     history = read_history(folder, committed)
     if target > frozen.rounds and history and history[-1].query is None:
         raise ValueError(

@@ -14,14 +14,17 @@ from mal.config.frozen import load_chain
 from mal.run import folder as run_folder
 from mal.run.code_copy import CODE, code_hash, keep_code
 from mal.run.lock import hold
+from slurm import preparing
 from slurm.client import SlurmError, SlurmSilentError, call, job_environment
-from slurm.partitions import read_partitions
-from slurm.profile import Profile, check_against, chosen_partitions, load_profile, with_defaults
+from slurm.partitions import Partition, read_partitions
+from slurm.profile import CPUS, Profile, check_against, chosen_partitions, load_profile, with_defaults
 from slurm.squeue import Job, by_chain, name_of, read_queue, slurm_answers
 from slurm.stuck import remedy, stuck
 from slurm.submit import Submission, Submitter, Wanted, logical
 from slurm.submitted import Submitted, claim, note_cancelled, read_submitted
 from slurm.traces import explain, without_trace
+from sweeps.announce import announce
+from sweeps.loading import Loading, settle
 from sweeps.plan import (
     ChainPlan,
     State,
@@ -32,6 +35,8 @@ from sweeps.plan import (
     share_threads,
     status_command,
 )
+from sweeps.preparing import FOLDER as PREPARING
+from sweeps.preparing import needing, note
 
 LAUNCH_LOCK = ".launch.lock"
 LAUNCH_MINUTES = 10.0
@@ -71,6 +76,8 @@ def _fit(profile: Profile, sweep: Sweep, answers: bool) -> tuple[Profile, bool]:
         return profile, False
     partitions = read_partitions()
     profile = profile.fit_to(partitions)
+    if hint := without_gpu(profile, partitions, sweep.cluster["gpus_per_node"]):
+        print(hint)
     for dataset in sorted({chain.dataset.name for chain in sweep.chains}):
         if problems := check_against(profile, partitions, [dataset]):
             _ask_slurm(profile, sweep, dataset, " ".join(problems))
@@ -122,16 +129,20 @@ def _memory(profile: Profile) -> float:
 
 
 def _launch(sweep: Sweep, profile: Profile, spare: bool) -> int:
-    plans = _plans(sweep, profile)
-    check_data(plans, _memory(profile))
+    plans, loading = _plans(sweep, profile)
+    check_data(plans, _memory(profile), copy=loading.copy)
     queue, lost = _look(sweep)
     kept = keep_code(sweep.runs / sweep.name)
     submitter = Submitter(sweep.name, sweep.runs, profile, _kept(sweep).with_name(kept.name), spare)
     wanted = _wanted(plans, queue, sweep)
     submissions = submitter.missing(wanted, queue)
     waiting = _say(plans, queue, sweep)
-    _say_lost(sweep, lost)
+    if loading.copy is None:
+        _say_lost(sweep, lost)
+    announce(sweep, plans, loading, describe(profile, sweep), profile.nodes * profile.gpus)
     freeze(plans)
+    if loading.copy and submissions and (first := needing(plans)):
+        submitter.after = _prepare(submitter, first, loading.copy, queue, lost)
     room = len(submissions) if profile.max_jobs is None else max(0, profile.max_jobs - len(queue))
     taken, words = _submit(submitter, submissions[:room], sweep.name)
     if left := len(submissions) - taken:
@@ -179,10 +190,25 @@ def _how_to_go_on(without: Sequence[Wanted], chains: int) -> str:
     return f"Run the same command again when some have run: {len(without)} chains have no job ({some}){others}."
 
 
-def _plans(sweep: Sweep, profile: Profile) -> list[ChainPlan]:
+def _prepare(
+    submitter: Submitter, plan: ChainPlan, copy: Path, queue: Sequence[Job], ended: Sequence[Submitted]
+) -> int:
+    """The id of the job that makes the copy: one that is queued, or a new one. ended: jobs that never started."""
+    logs = note(submitter.runs / submitter.sweep, copy)
+    if job := preparing.find(queue, copy):
+        print(f"Job {job.id} makes {copy} already ({job.state.lower()}); the chains start when it is whole.")
+        return job.id
+    for never in ended:  # by Slurm, as the job before had failed
+        note_cancelled(submitter.runs / submitter.sweep, never.job)
+    number = preparing.submit(preparing.script(submitter, plan.folder, copy, logs), copy)
+    print(f"Job {number} makes {copy} first; the chains start when it is whole. Its log: {logs / f'{number}.log'}")
+    return number
+
+
+def _plans(sweep: Sweep, profile: Profile) -> tuple[list[ChainPlan], Loading]:
     plans = reconcile(sweep)
-    share_threads(plans, profile.cpus_per_task // profile.pack)
-    return plans
+    share_threads(plans, profile.cpus // profile.pack)
+    return plans, settle(plans, _memory(profile) / 2, sweep.prepare)
 
 
 def _wanted(plans: Sequence[ChainPlan], queue: Sequence[Job], sweep: Sweep) -> list[Wanted]:
@@ -242,14 +268,19 @@ def _progress(total: int) -> Callable[[int], None]:
 
 
 def _dry_run(sweep: Sweep, profile: Profile, answers: bool, spare: bool) -> int:
-    plans = _plans(sweep, profile)
-    check_data(plans, _memory(profile), dry_run=True)
+    plans, loading = _plans(sweep, profile)
+    check_data(plans, _memory(profile), dry_run=True, copy=loading.copy)
     queue, lost = _look(sweep) if answers else ([], [])
     submitter = Submitter(sweep.name, sweep.runs, profile, _kept(sweep), spare)
     submissions = submitter.missing(_wanted(plans, queue, sweep), queue)
     _say(plans, queue, sweep)
     _say_lost(sweep, lost)
+    announce(sweep, plans, loading, describe(profile, sweep), profile.nodes * profile.gpus)
     print(_estimate(plans, submissions, profile))
+    if loading.copy and (first := needing(plans)):
+        text = preparing.script(submitter, first.folder, loading.copy, sweep.runs / sweep.name / PREPARING)
+        print(f"\n# ---- sbatch: {loading.copy}\n{text.rstrip()}")
+        print("# the jobs below also wait for that one: --dependency=singleton,afterok:ID --kill-on-invalid-dep=yes")
     last: tuple[str, ...] = ()
     for submission in sorted(submissions, key=lambda s: (s.name, s.until)):
         if submission.chains == last:
@@ -260,6 +291,31 @@ def _dry_run(sweep: Sweep, profile: Profile, answers: bool, spare: bool) -> int:
         print(submitter.script(submission).rstrip())
     print("\nA dry run: nothing was written or submitted.")
     return 0
+
+
+def without_gpu(profile: Profile, partitions: Mapping[str, Partition], asked: int | None) -> str:
+    """What to say where chains would compute on CPUs though the cluster has GPUs; asked: what the user asked for."""
+    others = [p.name for p in partitions.values() if any(kind.gpu_count(profile.gpu_type) for kind in p.kinds)]
+    if profile.gpus or asked is not None or not others:
+        return ""
+    here = ", ".join(partition.name for partition in chosen_partitions(profile, partitions)) or "the default partition"
+    return (
+        f"No GPU in {here}: the chains compute on its CPUs. GPUs are in {', '.join(others)}: "
+        f"cluster.partition={others[0]} (or cluster.gpus_per_node=0, if CPUs are meant)."
+    )
+
+
+def describe(profile: Profile, sweep: Sweep) -> str:
+    """What the jobs ask for, for people."""
+    place = f"partition {profile.partition}" if profile.partition else "the default partition"
+    gpus = f"{profile.gpus} GPU{'s' * (profile.gpus != 1)}"
+    fitted = "" if sweep.cluster["cpus_per_task"] is not None or profile.cpus == CPUS else " (all that its nodes have)"
+    datasets = {chain.dataset.name for chain in sweep.chains}
+    minutes = max(profile.minutes(dataset) for dataset in datasets)
+    tasks = f"{profile.tasks} x {profile.cpus} CPUs{fitted}"
+    return (
+        f"Slurm, {place}: jobs of {profile.nodes} node{'s' * (profile.nodes > 1)}, {gpus}, {tasks}, {minutes} minutes"
+    )
 
 
 def _estimate(plans: Sequence[ChainPlan], submissions: Sequence[Submission], profile: Profile) -> str:

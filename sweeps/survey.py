@@ -23,6 +23,7 @@ from slurm.stuck import remedy, stuck
 from slurm.submit import log_of
 from slurm.submitted import Submitted, claim, read_submitted
 from slurm.traces import without_trace
+from sweeps.preparing import waiting
 
 FRESH_SECONDS = 90.0  # a heartbeat so young is that of a live process
 LOST_BY = ("preempted", "timeout", "stopped", "")  # "": cut off by Slurm, without grace or with its node
@@ -87,12 +88,16 @@ def survey(runs: Path, name: str, queue: Sequence[Job] | None) -> list[ChainView
     ours = claim(queue or [], submitted, name, runs)
     jobs = by_chain(ours, name, runs)
     lost = without_trace(runs / name, submitted, ours) if queue is not None else []
+    copy = waiting(runs / name, queue)
     views = []
     for folder in run_folder.chain_folders(runs, name):
         method, seed = folder.parent.name, int(folder.name.rpartition("-")[2])
         alive = [job for job in jobs.get((method, seed), []) if job.alive]
         view = _view(folder, method, seed, alive, known=queue is not None)
-        view.lost = _lost(view, lost)
+        if copy and view.state in ("queued", "missing", "stuck"):
+            view.note = copy  # Slurm ends the jobs of chains whose copy could not be made
+        else:
+            view.lost = _lost(view, lost)
         views.append(view)
     return views
 

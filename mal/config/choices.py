@@ -1,7 +1,7 @@
 """The words that a key of a chain's configuration may be; the standard library alone, as the shell completes them."""
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
-    "loader": ("memory", "torch", "ffcv"),
+    "loader": ("auto", "memory", "torch", "ffcv"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("fp32", "bf16"),
     "floor": ("auto", "on", "off"),

@@ -23,6 +23,7 @@ from mal.config.counting import count_images
 from mal.config.frozen import structured
 from mal.config.registry import nearest
 from mal.config.schema import Chain, flat
+from mal.config.sizes import image_bytes, memory_limit
 from mal.config.tuning import Variants, check_seeds, draw_trials
 
 # What the paper compares for each task, in its order (Section 4, Baselines), as far as a YAML is there.
@@ -33,24 +34,18 @@ PAPER_METHODS = {
 CHECKS = ("full", "headers", "none")
 OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
 SWEEP_KEYS = (
-    "conf",
-    "methods",
-    "variants",
-    "tune",
-    "tuning",
-    "seeds",
-    "cluster",
-    "check",
-    "dry_run",
-    "retry",
-    "tasks",
-    "ranges",
+    *("conf", "methods", "variants", "tune", "tuning", "seeds", "cluster", "check", "dry_run", "retry", "prepare"),
+    *("tasks", "ranges"),  # of a method's file
 )
 
 
 @dataclass
 class Sweep:
-    """What one launch asks for: the chains, and how to run them. variants: what each method is, by its name."""
+    """What one launch asks for: the chains, and how to run them.
+
+    variants: what each method is, by its name; prepare: whether a prepared copy may be made; loader: as asked for;
+    chains have `auto` only where the data set is too large for memory.
+    """
 
     name: str
     runs: Path
@@ -61,6 +56,8 @@ class Sweep:
     dry_run: bool
     retry: bool
     check: str = "headers"
+    prepare: bool = True
+    loader: str = "auto"
     chains: list[Chain] = field(default_factory=list)
 
 
@@ -95,6 +92,8 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
         check=str(base.check),
         dry_run=_boolean("dry_run", base.dry_run),
         retry=_boolean("retry", base.retry),
+        prepare=_prepare(base.prepare),
+        loader=str(base.loader),
     )
     for method, variant in variants.items():
         composed = _compose_variant(method, variant, overrides, own)
@@ -243,7 +242,8 @@ def _chain(composed: DictConfig, seed: int) -> Chain:
     check_numbers(chain)
     pool = pool_size(chain.dataset)
     initial, budget = (_count(key, section[key], pool) for key in ("initial", "budget"))
-    return replace(chain, initial=initial, budget=budget)
+    small = chain.loader == "auto" and image_bytes(chain.dataset) <= memory_limit(chain.dataset)
+    return replace(chain, initial=initial, budget=budget, loader="memory" if small else chain.loader)
 
 
 def _count(key: str, value: Any, pool: int) -> int:
@@ -329,6 +329,12 @@ def _section(base: DictConfig, key: str) -> dict[str, Any]:
         raise ValueError(f"{key}={base[key]} is not a section: it holds names, and keys with their values under each.")
     section = OmegaConf.to_container(base[key]) if base[key] is not None else {}
     return {str(name): value for name, value in section.items()}  # type: ignore[union-attr]
+
+
+def _prepare(value: Any) -> bool:
+    if value not in ("auto", True, False):
+        raise ValueError(f"prepare={value} is unknown. Allowed: auto, false.")
+    return value is not False
 
 
 def _boolean(key: str, value: Any) -> bool:

@@ -41,6 +41,8 @@ def load(
     seed: draws the class ratios of an imbalanced variant (each run has its own, Section 4.1), nothing else; loader:
     `ffcv` opens the prepared copy, the others the source itself; splits: what was read already.
     """
+    if loader == "auto":
+        raise ValueError("loader=auto is chosen at launch (sweeps/launch.py): give a chain memory, torch or ffcv.")
     train: Split
     test: Split
     train, test = splits or (open_prepared(spec, data) if loader == "ffcv" else read_source(spec, data))

@@ -4,6 +4,7 @@
     python -m mal.data.prepare dataset=imagenet mode=jpg quality=90 verify=true
 
     dataset=NAME        one of mal/conf/dataset or conf=DIR; dataset.KEY=VALUE changes its keys, as in sweeps/launch.py
+    chain=DIR           the dataset of a launched chain, RUNS/NAME/METHOD/seed-S, as its config.yaml has it
     source=DIR          folder of the dataset's files (default: where the dataset looks in data=)
     conf=DIR            folder of your own dataset/NAME.yaml (default: ./conf, where it is there)
     data=DIR            the copy goes to DIR/prepared/NAME-MODE (default: data)
@@ -23,12 +24,10 @@ DATA/prepared/.NAME-MODE.part, and the same command goes on from there. Exit sta
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,18 +45,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from mal import __version__
-from mal.config.compose import compose_sweep
-from mal.config.conf_folders import choices, own_folder
-from mal.config.options import parse_boolean, parse_options
-from mal.config.registry import nearest
-from mal.config.schema import Dataset as Spec
 from mal.data.dataset import check_split, read_source
-from mal.data.ffcv.beton import Compression, check_beton, encode_jpeg, map_shape, page_size, stored, sync, write_beton
+from mal.data.ffcv.beton import check_beton, encode_jpeg, map_shape, page_size, stored, sync, write_beton
 from mal.data.ffcv.library import require_ffcv
 from mal.data.ffcv.prepared import (
     FORMAT,
     MANIFEST,
-    MODES,
     PARTS,
     check_files,
     class_counts,
@@ -72,6 +65,7 @@ from mal.data.ffcv.prepared import (
 from mal.data.ffcv.unfinished import Stopped
 from mal.data.ffcv.worker_pool import WorkersDied
 from mal.data.image_set import Files, Readable, hash_arrays
+from mal.data.prepare_order import Order, read_order
 from mal.data.said import Said
 from mal.files import run_command, write_json
 from mal.listing import some
@@ -80,33 +74,8 @@ from mal.run.heartbeat import now
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 130
 GOES_ON = "what was written is kept, and the same command goes on"
-DEFAULTS = {
-    "dataset": "",
-    "source": "",
-    "data": "data",
-    "mode": "raw",
-    "quality": "90",
-    "share": "0.5",
-    "workers": "0",
-    "verify": "false",
-    "skip_corrupt": "false",
-    "replace": "false",
-}
 SAMPLE = 32  # images encoded to estimate the size of the JPEGs
 SPARE = 64 * 2**20  # bytes that must stay free
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the command line asks for."""
-
-    spec: Spec
-    data: Path
-    compression: Compression
-    workers: int
-    verify: bool
-    skip_corrupt: bool
-    replace: bool
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -130,33 +99,6 @@ def main(arguments: Sequence[str]) -> int:
     except (Stopped, KeyboardInterrupt) as stop:
         print(f"prepare: {stop or 'stopped'}; {GOES_ON}.", file=sys.stderr)
         return EXIT_STOPPED if isinstance(stop, KeyboardInterrupt) else EXIT_INTERRUPTED
-
-
-def read_order(arguments: Sequence[str]) -> Order:
-    """The order that the arguments give; ValueError naming the key that is wrong."""
-    own, arguments = own_folder(arguments)
-    of_dataset = [argument for argument in arguments if argument.startswith("dataset.")]
-    options = parse_options([argument for argument in arguments if argument not in of_dataset], DEFAULTS)
-    if not options["dataset"]:
-        raise ValueError(f"dataset= is not given. Known: {', '.join(choices('dataset', own))}.")
-    if options["mode"] not in MODES:
-        hint = nearest(options["mode"], MODES) or "."
-        raise ValueError(f"mode={options['mode']} is unknown{hint} Allowed: {', '.join(MODES)}.")
-    if options["source"]:
-        of_dataset.append(f"dataset.root={options['source']}")
-    of_dataset += [f"conf={own}"] if own else []
-    fixed = ["methods=[random]", "seeds=1", "rounds=1", "initial=1", "budget=1"]
-    spec = compose_sweep([f"dataset={options['dataset']}", *of_dataset, *fixed]).chains[0].dataset
-    if spec.train_images and options["source"]:
-        raise ValueError("source= is for one folder: this dataset has dataset.train_images and dataset.test_images.")
-    compression = Compression(
-        options["mode"], int(_number(options, "quality", 1, 100, whole=True)), _number(options, "share", 0, 1)
-    )
-    if spec.channels != 3 and compression.mode != "raw":
-        raise ValueError(f"mode={compression.mode}: images of {spec.name} are grey, which FFCV stores raw only.")
-    workers = int(_number(options, "workers", 0, 4096, whole=True)) or len(os.sched_getaffinity(0))
-    switches = {key: parse_boolean(key, options[key]) for key in ("verify", "skip_corrupt", "replace")}
-    return Order(spec, Path(options["data"]), compression, workers, **switches)
 
 
 def prepare(order: Order) -> int:
@@ -370,17 +312,6 @@ def _size(manifest: dict[str, Any]) -> int:
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def _number(options: dict[str, str], key: str, low: float, high: float, whole: bool = False) -> float:
-    try:
-        value = float(options[key])
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high or (whole and value != int(value)):
-        kind = "whole number" if whole else "number"
-        raise ValueError(f"{key}={options[key]} must be a {kind} from {low:g} to {high:g}.")
-    return value
 
 
 if __name__ == "__main__":

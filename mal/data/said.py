@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +31,7 @@ class Said:
         self.bar: Progress | None = None
 
     def __enter__(self) -> Said:
-        if self.console.is_terminal:
+        if self.console.is_terminal and sys.stdout.isatty():
             rate = TextColumn("{task.fields[rate]:.0f} images/s")
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
             self.bar = Progress(*columns, console=self.console)

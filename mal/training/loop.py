@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mal.config.sizes import steps_of as steps_of  # beside what runs them
 from mal.data.augment import Augmentation
 from mal.data.loader import Batch, Loader, TrainingStream
 from mal.process.device import Device
@@ -254,9 +255,3 @@ def _check_batches(streams: Mapping[str, TrainingStream], world: World) -> None:
                 f"{world.size} processes cannot share a batch of {stream.batch} {name} images: start at most "
                 f"{stream.batch} processes (Slurm's tasks), or raise initial= or the batch."
             )
-
-
-def steps_of(epochs: float, epoch_of: str, pool: int, labelled: int, batch: int) -> int:
-    """Steps of a phase: an epoch is pool / batch steps (the default, as the authors' VAAL code) or labelled / batch."""
-    images = pool if epoch_of == "pool" else labelled
-    return max(1, math.ceil(epochs * images / min(batch, images)))

@@ -1,0 +1,136 @@
+"""What a launch says before it begins: what will be done, how, where, and about how much of everything it takes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from mal.config.checks import pool_size
+from mal.config.compose import Sweep
+from mal.config.schema import Chain
+from mal.config.sizes import steps_of_round
+from mal.run import folder as run_folder
+from sweeps.loading import Loading, size
+from sweeps.plan import ChainPlan
+from sweeps.table import duration
+
+# Images a second that one GPU of today trains on at 224 pixels: assumed until rounds of the sweep tell better.
+IMAGES_PER_S = {"resnet18": 3000.0, "vgg16_bn": 500.0, "drn_d_22": 400.0}
+MOST_PER_S = 30_000.0  # of small images, whose steps are bound by launching kernels
+SCAN = 3  # a pass without gradients is so much faster
+PARAMETERS = {"resnet18": 12e6, "vgg16_bn": 40e6, "drn_d_22": 16e6}  # of F, C and D
+ROUND_FILES = 100_000  # bytes of a round's records beside its indices
+
+
+def announce(sweep: Sweep, plans: Sequence[ChainPlan], loading: Loading, where: str, gpus: int) -> None:
+    """Print it in ten lines, where there is something to do. where: on what chains run; gpus: how many each has."""
+    to_run = [plan for plan in plans if plan.to_run]
+    if not to_run:
+        return
+    config = to_run[0].config
+    rounds = sum(plan.target - plan.committed for plan in to_run)
+    pool = pool_size(config.dataset)
+    methods = ", ".join(dict.fromkeys(plan.folder.parent.name for plan in to_run))
+    many = f"{len(to_run)} chains ({methods}), {rounds} rounds to do, {config.rounds} in a chain"
+    labels = f"{config.initial:,} at first, {config.budget:,} more after each round, of a pool of {pool:,} images"
+    lines = {
+        "chains": many,
+        "labels": labels,
+        "loader": f"{loading.loader}: {loading.reason}",
+        "runs on": where,
+        "steps": _steps(config, pool),
+        "takes": _takes(to_run, pool, gpus),
+        "less by": _knobs(config),
+        "disk": _disk(sweep, to_run, loading),
+        "data": f"{config.dataset.root or config.data}",
+        "results": f"{sweep.runs / sweep.name}",
+    }
+    print("\n".join(f"  {key:<8} {text}" for key, text in lines.items()), flush=True)
+
+
+def _steps(config: Chain, pool: int) -> str:
+    first, last = steps_of_round(config, 0, pool), steps_of_round(config, config.rounds - 1, pool)
+    told = []
+    for phase, (count, images) in last.items():
+        least = first[phase][0]
+        span = f"{count:,}" if count == least else f"{least:,} to {count:,}"
+        told.append(f"{span} of {phase} ({images} images each)")
+    return f"a round of {config.method['name']} has {' + '.join(told)}"
+
+
+def _takes(plans: Sequence[ChainPlan], pool: int, gpus: int) -> str:
+    measured = _measured(plans)
+    if measured is not None:
+        seconds, count = measured
+        unit = f"{seconds * max(1, gpus) / 3600:,.1f} GPU-hours" if gpus else duration(seconds)
+        return f"about {unit} of rounds, by the {count} committed so far"
+    images = sum(_images(plan, pool) for plan in plans)
+    work = f"{images:.3g} images through {plans[0].config.backbone['name']}"
+    rate = images_per_second(plans[0].config)
+    if rate is None:
+        return f"{work}; how long that takes is known after the first round"
+    here = "" if gpus else "; on CPUs known after the first round"
+    return f"about {images / rate / 3600:,.1f} GPU-hours: {work} at {rate:,.0f} images/s, which is assumed{here}"
+
+
+def images_per_second(config: Chain) -> float | None:
+    """What is assumed of one GPU; None for a backbone that nothing is known of."""
+    side = config.dataset.crop or config.dataset.size
+    rate = IMAGES_PER_S.get(str(config.backbone["name"]))
+    return None if rate is None else min(MOST_PER_S, rate * (224 / side) ** 2)
+
+
+def _images(plan: ChainPlan, pool: int) -> float:
+    """Images trained on in the rounds to do; those only looked at count a third."""
+    total = 0.0
+    for number in range(plan.committed, plan.target):
+        total += sum(count * images for count, images in steps_of_round(plan.config, number, pool).values())
+        total += (pool + plan.config.dataset.test) / SCAN
+    return total
+
+
+def _measured(plans: Sequence[ChainPlan]) -> tuple[float, int] | None:
+    """Seconds of the rounds to do, by the mean of those committed, and how many these are."""
+    seconds = [
+        float(run_folder.read_json(run_folder.round_folder(plan.folder, number) / run_folder.METRICS)["seconds"])
+        for plan in plans
+        for number in range(plan.committed)
+    ]
+    rounds = sum(plan.target - plan.committed for plan in plans)
+    return (sum(seconds) / len(seconds) * rounds, len(seconds)) if seconds else None
+
+
+def _knobs(config: Chain) -> str:
+    """The keys that make a sweep smaller."""
+    sections = [section for section in ("minimax", "task") if section == "task" or _plays(config)]
+    epochs = [f"{section}.epochs (now {getattr(config, section).epochs:g})" for section in sections]
+    lower = f"lower {', '.join(epochs)}, rounds ({config.rounds}), seeds, methods, or dataset.pool"
+    of_pool = [f"{section}.epoch_of=labelled" for section in sections if getattr(config, section).epoch_of == "pool"]
+    return "; ".join([lower, *of_pool])
+
+
+def _plays(config: Chain) -> bool:
+    return "Algorithm 1" in steps_of_round(config, 0, pool_size(config.dataset))
+
+
+def _disk(sweep: Sweep, plans: Sequence[ChainPlan], loading: Loading) -> str:
+    """What will be written, and what is free."""
+    results = sum(
+        ROUND_FILES + 8 * (plan.config.initial + 2 * number * plan.config.budget)
+        for plan in plans
+        for number in range(plan.committed, plan.target)
+    )
+    parameters = PARAMETERS.get(str(plans[0].config.backbone["name"]), 1e6)
+    if plans[0].config.keep_model:
+        results += int(4 * parameters * sum(plan.target - plan.committed for plan in plans))
+    checkpoint = 12 * parameters  # weights and Adam's two moments in float32
+    told = f"{size(results)} of results, up to {size(checkpoint)} of checkpoints a running chain"
+    told += f"; {size(_free(sweep.runs))} are free"
+    if loading.copy:
+        told += f"; the copy takes up to {size(loading.copy_bytes)} of {size(_free(loading.copy))} in {loading.copy}"
+    return told
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(next(each for each in (path, *path.absolute().parents) if each.is_dir())).free
