@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 
 import pytest
 
 from mal.config.checks import CONF, choices
 from mal.config.compose import compose_sweep
+from mal.config.schema import Chain, Dataset, Minimax, Task
 from sweeps import completion
 from sweeps.launch import main
 from sweeps.show import show
@@ -93,21 +95,21 @@ def test_each_value_stands_with_where_it_comes_from() -> None:
     assert small["method.beta"][1] == "conf/method/vaal.yaml"
 
 
-@pytest.mark.parametrize("dataset", [name for name in choices("dataset") if name != "folder"])
+SECTIONS = {"": Chain, "dataset.": Dataset, "minimax.": Minimax, "task.": Task}
+
+
+def has_default(field: Field[object]) -> bool:
+    return field.default is not MISSING
+
+
+@pytest.mark.parametrize("dataset", [name for name in choices("dataset") if "folder" not in name])
 def test_every_value_of_every_dataset_has_a_source(dataset: str) -> None:
     chain = compose_sweep([f"dataset={dataset}"]).methods[0]
     found = sources(show(chain, [f"dataset={dataset}"]))
     whole = {key for key, (value, _) in found.items() if value}
     assert {key for key in whole if not found[key][1]} == set()
-    assert {key for key in whole if found[key][1] == "its default in mal/config"} <= {
-        "dataset.minimum",
-        "dataset.resize",
-        "dataset.train_images",
-        "dataset.test_images",
-        "dataset.class_names",
-        "dataset.pool",
-        "dataset.crop",
-    }
+    left = {prefix + each.name for prefix, section in SECTIONS.items() for each in fields(section) if has_default(each)}
+    assert {key for key in whole if found[key][1] == "its default in mal/config"} <= left
 
 
 def test_an_unknown_method_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +157,7 @@ def test_bash_completes_the_words_of_a_command_line(tmp_path: Path) -> None:
         )
         return ended.stdout.split()
 
-    assert tab(f"{sys.executable} sweeps/launch.py dataset=imagen") == ["imagenet"]  # behind the sign, as bash wants
+    assert tab(f"{sys.executable} sweeps/launch.py dataset=inat") == ["inaturalist2018"]  # behind the sign, as bash wants
     assert tab(f"{sys.executable} sweeps/launch.py dataset=imagenet method.qu") == ["method.query="]
     assert tab(f"{sys.executable} {ROOT}/sweeps/status.py wat") == ["watch="]
     assert tab("python analysis/other.py x") == []
