@@ -157,7 +157,7 @@ def test_bash_completes_the_words_of_a_command_line(tmp_path: Path) -> None:
         )
         return ended.stdout.split()
 
-    assert tab(f"{sys.executable} sweeps/launch.py dataset=inat") == ["inaturalist2018"]  # behind the sign, as bash wants
+    assert tab(f"{sys.executable} sweeps/launch.py dataset=inat") == ["inaturalist2018"]  # as bash wants
     assert tab(f"{sys.executable} sweeps/launch.py dataset=imagenet method.qu") == ["method.query="]
     assert tab(f"{sys.executable} {ROOT}/sweeps/status.py wat") == ["watch="]
     assert tab("python analysis/other.py x") == []
