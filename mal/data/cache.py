@@ -13,7 +13,9 @@ import io
 import logging
 import os
 import time
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +26,9 @@ from mal.files import write_atomic
 
 FOLDER = "computed"
 LOOK_SECONDS, SAY_SECONDS = 1.0, 60.0
+# What zip, zlib and numpy's parser of headers raise for files that are not there or damaged.
+DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, SyntaxError, TypeError, MemoryError)
+DAMAGED += (zipfile.BadZipFile, zlib.error, tokenize.TokenError)  # type: ignore[assignment]
 Arrays = dict[str, np.ndarray]
 
 log = logging.getLogger(__name__)
@@ -133,5 +138,5 @@ def _read(path: Path) -> Arrays | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, MemoryError):
+    except DAMAGED:
         return None  # not there, or damaged: it is computed again

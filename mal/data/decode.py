@@ -147,7 +147,22 @@ def _opened(content: bytes, how: Reading) -> Any:
         )
     if pixels == 0:
         raise ValueError("it has no pixels")
+    if image.format == "PNG":
+        _check_sums(content)
     return image
+
+
+def _check_sums(content: bytes) -> None:
+    """Refuse a PNG whose pixels do not have their checksum, which Pillow does not look at: they are read as others."""
+    at = 8
+    while at + 12 <= len(content):
+        length = int.from_bytes(content[at : at + 4], "big")
+        end = at + 8 + length
+        if content[at + 4 : at + 8] == b"IDAT" and zlib.crc32(content[at + 4 : end]) != int.from_bytes(
+            content[end : end + 4], "big"
+        ):
+            raise ValueError("its pixels do not have their checksum: it is damaged")
+        at = end + 4
 
 
 def _loaded(content: bytes, how: Reading, is_map: bool = False) -> Any:

@@ -160,6 +160,15 @@ def test_a_map_has_the_classes_that_its_bits_say(bits: int) -> None:
     assert np.array_equal(found, classes)
 
 
+def test_pixels_of_a_png_that_lost_a_bit_are_refused() -> None:
+    whole = png(np.zeros((HEIGHT, WIDTH), np.int64), 8, 0)
+    at = whole.index(b"IDAT") + 12
+    damaged = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    for read in (decode_image, decode_map, read_head):
+        with pytest.raises(ValueError, match="do not have their checksum"):
+            read(damaged, PLAIN)
+
+
 def test_a_palettes_places_are_the_classes() -> None:
     classes = np.arange(WIDTH * HEIGHT, dtype=np.uint8).reshape(HEIGHT, WIDTH) % 5
     image = Image.fromarray(classes, "P")

@@ -98,13 +98,48 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError as error:
+        if not isinstance(manifest, dict):
+            raise ValueError(f"it holds a {type(manifest).__name__}")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): prepare it again with replace=true.") from None
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {manifest.get('format')}, not {FORMAT}: prepare it again with replace=true."
         )
+    if damage := _damage(manifest):
+        raise ValueError(f"{path} is damaged ({damage}): prepare it again with replace=true.")
     return manifest
+
+
+def _damage(manifest: dict[str, Any]) -> str:
+    """Which part of a manifest is not what it should be; empty where all is."""
+    shape, parts = manifest.get("shape"), manifest.get("parts")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(_is_count(side) for side in shape):
+        return "shape"
+    if manifest.get("mode") not in MODES or not {"quality", "share", "classes", "resize"} <= manifest.keys():
+        return "mode, quality, share, classes, resize"
+    if not isinstance(parts, dict) or set(parts) != set(PARTS):
+        return "parts"
+    return next((f"parts.{part}" for part in PARTS if not _is_part(parts[part])), "")
+
+
+def _is_part(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not _is_count(entry.get("count")):
+        return False
+    names, files = entry.get("left_out"), entry.get("files")
+    return (
+        all(isinstance(entry.get(key), str) for key in ("content", "source"))
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(files, dict)
+        and all(Path(name).name == name for name in files)
+        and all(isinstance(file, dict) and _is_count(file.get("bytes")) for file in files.values())
+        and all(isinstance(file.get("hash"), str) for file in files.values())
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def check_files(folder: Path, manifest: dict[str, Any], anew: bool = False) -> None:

@@ -35,7 +35,7 @@ def read_batch(path: Path, name: str, labels: str, archive: str) -> Arrays:
         content = {key.decode() if isinstance(key, bytes) else key: value for key, value in _read(path).items()}
         images, numbers = np.asarray(content["data"]), np.asarray(content[labels])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not {name}'s python version ({error}): it is cut or damaged.") from None
+        raise ValueError(f"{path} is not {name}'s python version ({str(error)[:200]}): it is cut or damaged.") from None
     if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3 * 32 * 32:
         raise ValueError(f"{path}: data is {images.dtype} {images.shape}, not uint8 (N, 3072).")
     if numbers.dtype.kind not in "ui" or numbers.ndim != 1:

@@ -8,6 +8,8 @@ Importing this module imports no heavy package.
 
 from __future__ import annotations
 
+import io
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,7 +22,9 @@ from mal.data.sources.registry import SOURCES, files_of
 from mal.data.unpickle import unpickle
 
 BATCHES = 10
-DAMAGED = (ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+# What zip, zlib, numpy's parser of headers and the pickle machine raise.
+DAMAGED = (ValueError, OSError, KeyError, AttributeError, EOFError, NotImplementedError, SyntaxError, TypeError)
+DAMAGED += (zipfile.BadZipFile, zlib.error, tokenize.TokenError)  # type: ignore[assignment]
 
 
 @SOURCES.register("downsampled_imagenet")
@@ -56,24 +60,19 @@ def _joined(paths: list[Path], spec: Spec) -> Arrays:
 
 def _read(path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels uint8 (N, 3 S S) and labels int64 (N,) from 0."""
+    content = path.read_bytes()
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 pixels, labels = file["data"], file["labels"]
         else:
-            content = unpickle(path.read_bytes())
-            named = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
+            found = unpickle(content)
+            named = {key.decode() if isinstance(key, bytes) else key: value for key, value in found.items()}
             pixels, labels = np.asarray(named["data"]), np.asarray(named["labels"])
-    except (
-        ValueError,
-        KeyError,
-        AttributeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-    ) as error:
-        raise ValueError(f"{path} is not a batch of downsampled ImageNet ({error}): it is cut or damaged.") from None
+    except DAMAGED as error:
+        raise ValueError(
+            f"{path} is not a batch of downsampled ImageNet ({str(error)[:200]}): it is cut or damaged."
+        ) from None
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3 * size * size:
         raise ValueError(f"{path}: data is {pixels.dtype} {pixels.shape}, not uint8 (N, {3 * size * size}).")
     if labels.dtype.kind not in "ui" or labels.shape != (len(pixels),) or (labels.size and labels.min() < 1):

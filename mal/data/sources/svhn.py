@@ -43,7 +43,7 @@ def _read(path: Path) -> Arrays:
         ValueError,
         NotImplementedError,
     ) as error:
-        raise ValueError(f"{path} is not SVHN's file of MATLAB ({error}): it is cut or damaged.") from None
+        raise ValueError(f"{path} is not SVHN's file of MATLAB ({str(error)[:200]}): it is cut or damaged.") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise ValueError(f"{path}: X is {images.dtype} {images.shape}, not uint8 (32, 32, 3, N).")
     if labels.dtype.kind not in "ui" or labels.size != images.shape[3] or not ((labels >= 1) & (labels <= 10)).all():
