@@ -23,12 +23,13 @@ def judged(panel: Panel, rows: pd.DataFrame) -> tuple[str, str]:
     """`passed`, `failed` or `unknown`, and the figure: the largest share of the loss's fall in the last fifth of steps.
 
     The mean loss over seeds is cut into fifths; the last may fall by at most 5% of the fall from the first to the last.
-    A training accuracy, where it is recorded, must be 99% or more.
+    A learning rate that ends at zero flattens a loss too, so the figure has its height there. A training accuracy,
+    where it is recorded, must be 99% or more.
     """
-    share = _late(_curves(panel, rows))
-    trained = stats.summary(panel.by_name(rows, "signals").get(ACCURACY, np.full(panel.values.shape, np.nan)), axis=1)[
-        0
-    ]
+    fifths = stats.summary(_curves(panel, rows), axis=1)[0]
+    share = _late(fifths)
+    recorded = panel.by_name(rows, "signals").get(ACCURACY, np.full(panel.values.shape, np.nan))
+    trained = stats.summary(recorded, axis=1)[0]
     parts, failed = [], False
     if not np.isnan(share).all():
         m, r = np.unravel_index(np.nanargmax(share), share.shape)
@@ -36,7 +37,8 @@ def judged(panel: Panel, rows: pd.DataFrame) -> tuple[str, str]:
         failed |= count > 0
         parts.append(
             f"loss still falling in {count} of {(~np.isnan(share)).sum()} mean curves: the last fifth of the steps has "
-            f"up to {100 * share[m, r]:.0f}% of the fall ({style.method_label(panel.methods[m])}, round {r})"
+            f"up to {100 * share[m, r]:.0f}% of the fall ({style.method_label(panel.methods[m])}, round {r}), at a "
+            f"loss of up to {np.nanmax(fifths[..., -1]):.2f}"
         )
     if panel.metric == "accuracy" and not np.isnan(trained).all():
         m, r = np.unravel_index(np.nanargmin(trained), trained.shape)
@@ -65,9 +67,8 @@ def _curves(panel: Panel, rows: pd.DataFrame) -> np.ndarray:
     return fifths
 
 
-def _late(fifths: np.ndarray) -> np.ndarray:
-    """The share (M, R) of the fall of the mean loss over seeds that is in the last fifth; 1 where it does not fall."""
-    mean = stats.summary(fifths, axis=1)[0]
+def _late(mean: np.ndarray) -> np.ndarray:
+    """The share (M, R) of a loss's fall, of its fifths (M, R, 5), that is in the last; 1 where it does not fall."""
     fall, late = mean[..., 0] - mean[..., -1], mean[..., -2] - mean[..., -1]
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(np.isnan(fall), np.nan, np.where(fall > 0, np.maximum(late / fall, 0), 1.0))

@@ -81,7 +81,8 @@ def build(runs: Runs, name: str, options: Options) -> Report:
     audited = audit.audit(runs, panels, floors, options)
     report = Report(name, folder, lead(runs, panels), checks.check(runs, panels, floors), audited, [], [])
     write_csv(curves(panels), folder / "curves.csv")
-    write_csv(runs.tidy, folder / "rounds.csv")
+    places = [Path(each).relative_to(options.runs).as_posix() for each in runs.rounds["folder"]]
+    write_csv(runs.tidy.assign(folder=places), folder / "rounds.csv")
     sections = _sections(runs, panels, floors, options, report.left_out)
     if options.figures:
         _draw(runs, panels, floors, options, report, sections)

@@ -56,7 +56,7 @@ TUNING_SEEDS = (100, 101)
 TUNING_ROUNDS = 3  # of a chain's: enough to tell settings apart
 EXIT_UNDER_WAY = 3
 START = "mal_init_random"  # MAL's start, random's choice
-KEPT = ("curves.csv", "report.md", "*.png", "tables/*.csv")
+KEPT = ("curves.csv", "rounds.csv", "report.md", "*.png", "tables/*.csv")
 
 Settings = dict[str, Any]
 

@@ -74,7 +74,7 @@ def test_a_loss_that_still_falls_and_one_that_never_fell_are_not_converged(tmp_p
     assert line.figure.startswith(
         "loss still falling in 2 of 6 mean curves: the last fifth of the steps has up to 25% of"
     )
-    assert line.figure.endswith("(MAL, round 0)")
+    assert line.figure.endswith("(MAL, round 0), at a loss of up to 1.09")
     good(tmp_path / "rising", losses={"random": (FALLING[::-1],)})
     assert "has up to 100% of the fall (Random" in lines(tmp_path / "rising")["training converged"].figure
 

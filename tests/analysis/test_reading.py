@@ -55,6 +55,7 @@ def test_rounds_csv_reads_back_to_the_same_bits(tmp_path: Path) -> None:
     for column in expected.select_dtypes("number"):
         np.testing.assert_array_equal(read[column], expected[column], err_msg=column)
     assert read["value"].iloc[0] == 100 / 3
+    assert read["folder"].iloc[0] == "one/mal/seed-0/round-0", "of the runs folder, not of this machine"
     tables = pd.read_csv(tmp_path / "one" / "tables" / "rounds_digits.csv")
     assert tables["mean"].iloc[0] == 100 / 3
 
