@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 
 from analysis import stats, style
 from analysis.panels import Panel
-from mal.run import folder as run_folder
+from analysis.reading import history_of
 
 PHASE = "task"
 FIFTHS = 5
@@ -77,8 +76,7 @@ def _late(mean: np.ndarray) -> np.ndarray:
 def _histories(panel: Panel, rows: pd.DataFrame) -> list[tuple[tuple[int, int, int], dict[str, Any]]]:
     found = []
     for method, seed, number, folder in rows[["method", "seed", "round", "folder"]].values:
-        path = Path(folder, run_folder.HISTORY)
-        history = run_folder.read_json(path).get(PHASE) if path.is_file() else None
+        history = history_of(folder).get(PHASE)
         if history and history["losses"]:
             found.append(((panel.methods.index(method), panel.seeds.index(seed), number), history))
     return found

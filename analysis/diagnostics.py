@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from analysis import stats, style
 from analysis.panels import Panel
+from analysis.reading import history_of
 from analysis.table import Table, number
 from analysis.tables import shown_rounds
-from mal.run import folder as run_folder
 
 POINTS = 25  # of a curve of losses in a round
 MEMBER = re.compile(r".+-\d+")  # one of several networks trained alike, such as an ensemble's
@@ -89,11 +88,10 @@ def losses_of(panel: Panel, rows: pd.DataFrame) -> list[Losses]:
     rounds = tuple(shown_rounds(len(panel.rounds)))
     cubes: dict[tuple[str, str], np.ndarray] = {}
     for method, seed, round_number, folder in rows[["method", "seed", "round", "folder"]].values:
-        path = Path(folder, run_folder.HISTORY)
-        if round_number not in rounds or not path.is_file():
+        if round_number not in rounds:
             continue
         at = panel.methods.index(method), panel.seeds.index(seed), rounds.index(round_number)
-        for phase, history in run_folder.read_json(path).items():
+        for phase, history in history_of(folder).items():
             if not MEMBER.fullmatch(phase):
                 for loss, curve in history["losses"].items():
                     shape = len(panel.methods), len(panel.seeds), len(rounds), POINTS

@@ -307,3 +307,15 @@ def labels_of(folder: str | os.PathLike[str], name: str) -> Any:
     """The pool indices of a round's file, int64 (n,); None where the round has no such file (a last round's query)."""
     path = Path(folder) / name
     return run_folder.read_indices(path) if path.is_file() else None
+
+
+def history_of(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The losses of each phase of a round, checked against COMMITTED; empty where the round has no history.json.
+
+    Raises DamagedRun, naming the file, where it is not what was committed.
+    """
+    hashes = _json(f"{folder}/{run_folder.COMMITTED}").get("files", {})
+    if run_folder.HISTORY not in hashes:
+        return {}
+    history: dict[str, Any] = _json(f"{folder}/{run_folder.HISTORY}", hashes[run_folder.HISTORY])
+    return history

@@ -67,3 +67,12 @@ def test_a_floor_that_is_none_is_not_believed(tmp_path: Path, floor: object) -> 
     write_chain(tmp_path, "mal", 0, [50], metrics={"floor": floor})
     (finding,) = load(tmp_path).findings
     assert "percentages by name are allowed" in finding.text
+
+
+def test_a_history_that_was_changed_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = {"task": {"window": 1, "losses": {"cross_entropy": [2.0, 1.0]}}}
+    chain = write_chain(tmp_path / "runs", "mal", 0, [50, 60], history=losses)
+    path = chain / "round-1" / "history.json"
+    path.write_text(path.read_text().replace("2.0", "9.0"))
+    assert run(f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "--no-figures") == 2
+    assert f"{path} is not the file that was committed" in capsys.readouterr().err
