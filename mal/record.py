@@ -99,6 +99,8 @@ class Recorder:
             "device": self.device.name,
             "gpus": self.device.world.size if self.device.torch.type == "cuda" else 0,
         }
+        if found := [f"{phase}: {each['diverged']}" for phase, each in outcome.history.items() if "diverged" in each]:
+            metrics["diverged"] = found
         if outcome.floor is not None:
             metrics["floor"] = outcome.floor
         if outcome.query is not None:

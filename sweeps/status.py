@@ -144,8 +144,13 @@ def table(runs: Path, name: str, views: Sequence[ChainView]) -> list[str]:
         )
         if view.state == "stuck":
             lines.append(f"  {'':<{width}} {detail.partition('; ')[2]}")
-        if view.state == "failed" and view.log:
+        if window := _window(view):
+            lines.append(_cut(f"  {'':<{width}} {window}"))
+        if view.diverged:
+            lines.append(_cut(f"  {'':<{width}} DIVERGED: {view.diverged}"))
+        if view.log and (view.state == "failed" or view.tail):
             lines.append(f"  {'':<{width}} log: {_short(view.log, runs)}")
+        lines += [_cut(f"  {'':<{width}}   {line}") for line in view.tail]
     return lines
 
 
@@ -180,7 +185,18 @@ def _detail(view: ChainView) -> str:
     left = f", {duration(view.left_s)} left" if view.left_s is not None else ""
     if view.left_s is None and beat.get("eta_phase") is not None:
         left = f", phase {duration(beat['eta_phase'])} left"
-    return f"{beat.get('phase', '')}{percent}{left}, heartbeat {duration(view.age or 0.0)} ago {view.note}".rstrip()
+    age = f"heartbeat {duration(view.age or 0.0)} ago"
+    return f"{beat.get('phase', '')}{percent}{left}, {age} {view.note}".rstrip()
+
+
+def _window(view: ChainView) -> str:
+    """What the last window of steps of a running chain said: losses, speed, memory."""
+    beat = view.heartbeat
+    if view.state != "running" or "losses" not in beat:
+        return ""
+    losses = ", ".join(f"{name} {'NaN' if x is None else f'{x:.3g}'}" for name, x in beat["losses"].items())
+    memory = "" if beat.get("device_mib") is None else f"; {beat['device_mib']:,} MiB on the GPU"
+    return f"{losses}; {beat['images_per_s']:,.0f} images/s{memory}"
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mal.chain import read_failure
+from mal.process.start import last_lines
 from mal.run import folder as run_folder
 from mal.run.heartbeat import read_progress
 from slurm.attempts import Attempt, bad_nodes, read_attempts
@@ -25,6 +26,7 @@ from slurm.submitted import Submitted, claim, read_submitted
 from slurm.traces import without_trace
 from sweeps.preparing import waiting
 
+TAIL_BYTES, TAIL_LINES = 8192, 3  # of a log
 FRESH_SECONDS = 90.0  # a heartbeat so young is that of a live process
 LOST_BY = ("preempted", "timeout", "stopped", "")  # "": cut off by Slurm, without grace or with its node
 
@@ -37,7 +39,9 @@ class ChainView:
     (not done, and Slurm does not answer). cells: one word per round: committed, running, queued, failed, missing or
     unknown. heartbeat: of the round at work, with its age in seconds. note: Slurm's reason, the error's last line, or
     where it stopped. lost: its newest jobs, where they ended before our code started. bad_nodes: that have failed it,
-    and that its next jobs avoid. hours: on nodes; lost_hours, lost_gpu_hours: done again after interruptions.
+    and that its next jobs avoid. diverged: the first round and phase with a loss that is no number or ten times what it
+    began with. tail: the last lines of the log of a chain that ended without saying why. hours: on nodes; lost_hours,
+    lost_gpu_hours: done again after interruptions.
     """
 
     method: str
@@ -51,6 +55,8 @@ class ChainView:
     log: Path | None = None
     jobs: list[int] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
+    diverged: str = ""
+    tail: list[str] = field(default_factory=list)
     bad_nodes: list[str] = field(default_factory=list)
     heartbeat: dict[str, Any] = field(default_factory=dict)
     value: float | None = None
@@ -115,6 +121,10 @@ def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job], known: bool
         view.state, view.note = "failed", _last_line(str(failure["error"]))
     else:
         _look_for_work(view, heartbeat, jobs, known)
+    if view.committed < view.rounds and "diverged" in heartbeat:
+        view.diverged = view.diverged or f"round {committed}, {heartbeat['diverged']}"
+    if view.state == "missing" and view.log and heartbeat and "interrupted" not in heartbeat:
+        view.tail = last_lines(view.log, max(0, view.log.stat().st_size - TAIL_BYTES), TAIL_LINES)
     view.cells = _cells(view, jobs, known)
     _count_hours(view, read_attempts(folder), seconds)
     if seconds and view.state in ("running", "queued"):
@@ -160,6 +170,8 @@ def _committed_seconds(view: ChainView) -> list[float]:
     for number in range(view.committed):
         metrics = run_folder.read_json(run_folder.round_folder(view.folder, number) / run_folder.METRICS)
         seconds.append(float(metrics["seconds"]))
+        for found in metrics.get("diverged", []):
+            view.diverged = view.diverged or f"round {number}, {found}"
         view.value, view.metric = float(metrics["value"]), str(metrics["metric"])
         view.gpu_hours += metrics.get("gpus", 0) * seconds[-1] / 3600
     return seconds

@@ -95,6 +95,10 @@ class Board:
                     f"{metrics['seconds']:.1f} s",
                 )
         row.heartbeat = read_progress(run_folder.round_folder(row.plan.folder, row.committed)) or {}
+        if (found := row.heartbeat.get("diverged")) and not row.note:
+            row.note = f"DIVERGED in round {row.committed}, {found}"
+            if not self.live:
+                self._line(row, row.note)
 
     def ended(self, row: Row) -> None:
         """A chain's process has ended."""

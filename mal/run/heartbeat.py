@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mal.files import write_json
 from mal.process.interrupt import Interrupt
 from mal.run import folder as run_folder
 from mal.run.folder import DamagedRun
+from mal.run.windows import Window, finite, tell
 
 BEAT_SECONDS = 1.0
 
@@ -41,6 +43,8 @@ class Progress:
     def phase(self, name: str, steps: int, step: int = 0) -> None:
         """A new phase of `steps` steps begins at `step` (above 0 after a resume)."""
         self._state |= {"phase": name, "step": step, "steps": steps}
+        for key in ("losses", "images_per_s"):
+            self._state.pop(key, None)  # of the phase before
         self._phase_clock, self._phase_step = time.monotonic(), step
         self._write()
         self.interrupt.check()
@@ -50,6 +54,20 @@ class Progress:
         self._state["step"] = step
         if time.monotonic() - self._beat >= BEAT_SECONDS:
             self._write()
+
+    def window(
+        self, step: int, losses: Mapping[str, float], diverged: str, images: int, device_mib: int | None
+    ) -> None:
+        """A window of steps has ended at `step`: tell it. images: of a step, over all processes."""
+        seconds = max(time.monotonic() - self._phase_clock, 1e-9)
+        rate = (step - self._phase_step) / seconds
+        phase, steps = str(self._state["phase"]), int(self._state["steps"])
+        left = (steps - step) / rate
+        told = Window(self._state["round"], phase, step, steps, losses, images * rate, left, device_mib, diverged)
+        tell(self.path.parents[2], told)
+        self._state |= {"losses": finite(losses), "images_per_s": images * rate, "device_mib": device_mib}
+        if diverged:
+            self._state["diverged"] = f"{phase}: {diverged}"
 
     def leave(self, cause: str) -> None:
         """The last note of an interrupted attempt."""

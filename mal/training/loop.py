@@ -26,9 +26,11 @@ from mal.data.loader import Batch, Loader, TrainingStream
 from mal.process.device import Device
 from mal.process.distributed import World
 from mal.process.interrupt import Interrupt
+from mal.process.memory import peak_device_mib
 from mal.rng import torch_seed
 from mal.run import checkpoint
 from mal.run.heartbeat import Progress
+from mal.run.windows import diverged
 
 HISTORY_POINTS = 100
 
@@ -86,15 +88,27 @@ class History:
     window: int
     curves: dict[str, list[float]] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
+    first: dict[str, float] = field(default_factory=dict)  # of step 0
+    diverged: str = ""
 
-    def add(self, t: int, losses: Mapping[str, Tensor]) -> None:
-        """Take the losses of step t."""
+    def add(self, t: int, losses: Mapping[str, Tensor]) -> bool:
+        """Take the losses of step t; whether a window has ended with it."""
         for name, loss in losses.items():
             self.sums[name] = self.sums[name] + loss if name in self.sums else loss.clone()
-        if (t + 1) % self.window == 0:
-            for name, total in self.sums.items():
-                self.curves.setdefault(name, []).append(float(total) / self.window)
-            self.sums = {}
+        if t == 0:
+            self.first = {name: float(loss) for name, loss in losses.items()}
+        if (t + 1) % self.window:
+            return False
+        for name, total in self.sums.items():
+            self.curves.setdefault(name, []).append(float(total) / self.window)
+        self.sums = {}
+        self.diverged = self.diverged or diverged(self.first, self.last)
+        return True
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The mean losses of the last window."""
+        return {name: curve[-1] for name, curve in self.curves.items()}
 
 
 class Boundary:
@@ -141,6 +155,7 @@ class Parts:
             where = slice(first, first + share.stop - share.start)
             self.places[name] = where, share, stream.batch
             first = where.stop
+        self.images = sum(stream.batch for stream in streams.values())  # of a step, over all processes
 
     def steps(self, start: int, stop: int) -> Iterator[np.ndarray]:
         """What this process needs of each step, int64, part after part; a loader may ask from another thread."""
@@ -195,7 +210,9 @@ class Trainer:
             for t, loaded in zip(range(start, steps), stream, strict=True):
                 self.device.seed(torch_seed(*self.key, phase, t, *own))
                 losses = objective.step(self._inputs(phase, parts, loaded, t), t / steps)
-                history.add(t, world.sum_losses(losses))
+                if history.add(t, world.sum_losses(losses)) and world.main:
+                    memory = peak_device_mib(self.device.torch)
+                    self.progress.window(t + 1, history.last, history.diverged, parts.images, memory)
                 self.progress.at(t + 1)
                 stop, save = boundary.after(t + 1)
                 if stop or save or t + 1 == steps:
@@ -206,6 +223,8 @@ class Trainer:
                     interrupt.stop()
         world.align(objective.modules.values())  # each may have its own batch norm's statistics
         self.history[phase] = {"window": history.window, "losses": history.curves}
+        if history.diverged:
+            self.history[phase]["diverged"] = history.diverged
 
     def _inputs(self, phase: str, parts: Parts, batch: Batch, t: int) -> dict[str, Inputs]:
         inputs = {}
@@ -226,7 +245,12 @@ class Trainer:
                 "step": step,
                 "modules": {name: module.state_dict() for name, module in objective.modules.items()},
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in objective.optimizers.items()},
-                "history": {"curves": history.curves, "sums": history.sums},
+                "history": {
+                    "curves": history.curves,
+                    "sums": history.sums,
+                    "first": history.first,
+                    "diverged": history.diverged,
+                },
             },
         )
 
@@ -238,7 +262,9 @@ class Trainer:
             module.load_state_dict(state["modules"][name])
         for name, optimizer in objective.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        history.curves, history.sums = state["history"]["curves"], state["history"]["sums"]
+        kept = state["history"]
+        history.curves, history.sums = kept["curves"], kept["sums"]
+        history.first, history.diverged = kept.get("first", {}), kept.get("diverged", "")
         return int(state["step"])
 
     def _path(self, phase: str) -> Path:
