@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mal.config.schema import Chain
 from mal.data.ffcv.prepared import MANIFEST, unfinished_folder
-from mal.data.said import read_said
+from mal.data.progress_report import read_report
 from mal.files import write_json
 from mal.run.folder import read_json
 from slurm.preparing import find
@@ -35,11 +35,11 @@ def prepare_here(config: Chain) -> None:
     from mal.data.ffcv.unfinished import Stopped
     from mal.data.ffcv.worker_pool import WorkersDied
     from mal.data.prepare import GOES_ON, prepare
-    from mal.data.prepare_order import order_for
+    from mal.data.prepare_request import request_for
 
     require_ffcv()
     try:
-        prepare(order_for(config, len(os.sched_getaffinity(0))))
+        prepare(request_for(config, len(os.sched_getaffinity(0))))
     except OSError as error:
         raise ValueError(f"The prepared copy could not be written: {error}. Or choose loader=torch.") from None
     except WorkersDied as error:
@@ -64,7 +64,7 @@ def waiting(sweep: Path, queue: Sequence[Job] | None) -> str:
     if copy is None or queue is None or (copy / MANIFEST).is_file():
         return ""
     if job := find(queue, copy):
-        said = read_said(unfinished_folder(copy)) if job.state == "RUNNING" else None
+        said = read_report(unfinished_folder(copy)) if job.state == "RUNNING" else None
         left = "" if not said or said["seconds_left"] is None else f", {duration(said['seconds_left'])} left"
         at = f"{said['part']} {said['done']:,} of {said['total']:,}{left}" if said else job.reason or job.state.lower()
         return f"waits for the prepared copy (job {job.id}: {at})"

@@ -26,7 +26,7 @@ HEAD = 4096  # bytes that tell what most images are
 FEW = 512  # files that are looked at without starting processes
 MANY = 50_000
 PARTLY = "some files were bad"
-Said = Callable[[int], None]
+Report = Callable[[int], None]
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Checked:
 
 
 def check_remembered(
-    split: Files, name: str, level: str, data: Path, said: Said, remember: bool = True
+    split: Files, name: str, level: str, data: Path, said: Report, remember: bool = True
 ) -> Checked | None:
     """Look at those files of a split that were not found good before; not at MANY where it may not be remembered.
 
@@ -73,7 +73,7 @@ def check_remembered(
     return checked
 
 
-def check_files(split: Files, chosen: np.ndarray, level: str, said: Said = lambda done: None) -> Checked:
+def check_files(split: Files, chosen: np.ndarray, level: str, said: Report = lambda done: None) -> Checked:
     """Look at the files of a split at `chosen`, int64 (n,). Raises OSError where the storage fails."""
     look = _Look(split, level, chosen)
     if len(chosen) <= FEW:

@@ -65,8 +65,8 @@ from mal.data.ffcv.prepared import (
 from mal.data.ffcv.unfinished import Stopped
 from mal.data.ffcv.worker_pool import WorkersDied
 from mal.data.image_set import Files, Readable, hash_arrays
-from mal.data.prepare_order import Order, read_order
-from mal.data.said import Said
+from mal.data.prepare_request import Request, read_request
+from mal.data.progress_report import ProgressReport
 from mal.files import run_command, write_json
 from mal.listing import some
 from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt
@@ -84,9 +84,9 @@ def main(arguments: Sequence[str]) -> int:
         print((__doc__ or "").strip())
         return EXIT_DONE
     try:
-        order = read_order(arguments)
+        request = read_request(arguments)
         require_ffcv()
-        return prepare(order)
+        return prepare(request)
     except ValueError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -101,42 +101,42 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_STOPPED if isinstance(stop, KeyboardInterrupt) else EXIT_INTERRUPTED
 
 
-def prepare(order: Order) -> int:
+def prepare(request: Request) -> int:
     """Write the copy, unless it is there already; returns the exit status.
 
     Raises ValueError where it is refused, OSError and `WorkersDied` where writing fails, `Stopped` after a signal.
     """
-    splits = dict(zip(PARTS, read_source(order.spec, order.data), strict=True))
+    splits = dict(zip(PARTS, read_source(request.spec, request.data), strict=True))
     for part, split in splits.items():
-        expected = order.spec.train if part == "train" else order.spec.test
-        check_split(order.spec.name, "training" if part == "train" else part, split, order.spec, expected)
-    folder = prepared_folder(order.spec, order.data, order.compression.mode)
+        expected = request.spec.train if part == "train" else request.spec.test
+        check_split(request.spec.name, "training" if part == "train" else part, split, request.spec, expected)
+    folder = prepared_folder(request.spec, request.data, request.compression.mode)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
-            return _prepare(order, splits, folder)
+            return _prepare(request, splits, folder)
     except Timeout:
         raise ValueError(f"{folder} is being prepared by another process.") from None
 
 
-def _prepare(order: Order, splits: dict[str, Readable], folder: Path) -> int:
-    manifest = None if order.replace else read_manifest(folder)
+def _prepare(request: Request, splits: dict[str, Readable], folder: Path) -> int:
+    manifest = None if request.replace else read_manifest(folder)
     if manifest is None:
-        check_space(order, splits, folder.parent)
-        manifest = _write(order, splits, folder)
+        check_space(request, splits, folder.parent)
+        manifest = _write(request, splits, folder)
         print(f"{folder}: {_counts(manifest)}, {_gigabytes(_size(manifest))}")
     else:
-        _refuse_other(order, splits, folder, manifest)
+        _refuse_other(request, splits, folder, manifest)
         check_files(folder, manifest)
         print(f"{folder} is there already: {_counts(manifest)}")
-    if order.verify:
-        _verify(order, splits, folder, manifest)
+    if request.verify:
+        _verify(request, splits, folder, manifest)
     return EXIT_DONE
 
 
-def check_space(order: Order, splits: dict[str, Readable], folder: Path) -> None:
+def check_space(request: Request, splits: dict[str, Readable], folder: Path) -> None:
     """Refuse to begin where the disk is too small for the files, with a ValueError that says both sizes."""
-    needed = sum(_estimate(order, split) for split in splits.values())
+    needed = sum(_estimate(request, split) for split in splits.values())
     free = shutil.disk_usage(folder).free
     print(f"about {_gigabytes(needed)} will be written to {folder}, {_gigabytes(free)} are free", flush=True)
     if needed + SPARE > free:
@@ -146,10 +146,10 @@ def check_space(order: Order, splits: dict[str, Readable], folder: Path) -> None
         )
 
 
-def _estimate(order: Order, split: Readable) -> int:
+def _estimate(request: Request, split: Readable) -> int:
     """Bytes of a part, about."""
-    compression, raw = order.compression, int(np.prod(split.shape))
-    pages = (order.workers + 1) * page_size(raw)  # the first is for the head, the last of each worker is not full
+    compression, raw = request.compression, int(np.prod(split.shape))
+    pages = (request.workers + 1) * page_size(raw)  # the first is for the head, the last of each worker is not full
     share = {"raw": 0.0, "jpg": 1.0, "mixed": compression.share}[compression.mode]
     if share:
         sample = np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(int))
@@ -169,15 +169,15 @@ def _readable(split: Readable, indices: np.ndarray) -> list[np.ndarray]:
     return images
 
 
-def _write(order: Order, splits: dict[str, Readable], folder: Path) -> dict[str, Any]:
+def _write(request: Request, splits: dict[str, Readable], folder: Path) -> dict[str, Any]:
     temporary = unfinished_folder(folder)
     temporary.mkdir(exist_ok=True)  # with what a stopped run left
     try:
         with stopping() as stop:
-            _write_parts(order, splits, temporary, stop)
+            _write_parts(request, splits, temporary, stop)
             if stop():
                 raise Stopped("stopped before the files were hashed")
-        manifest = _manifest(order, splits, temporary)
+        manifest = _manifest(request, splits, temporary)
         for path in temporary.glob(".*"):
             path.unlink()
         write_json(temporary / MANIFEST, manifest)
@@ -210,17 +210,17 @@ def stopping() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
 
 
-def _write_parts(order: Order, splits: dict[str, Readable], folder: Path, stop: Callable[[], bool]) -> None:
+def _write_parts(request: Request, splits: dict[str, Readable], folder: Path, stop: Callable[[], bool]) -> None:
     """All parts; without the images that cannot be read, where that is asked for. Changes `splits` to what it wrote."""
     wrong: dict[str, dict[int, str]] = {}
     for part, split in splits.items():
-        with Said(part, len(split), folder) as said:
-            wrong[part] = write_beton(folder, part, split, order.compression, order.workers, said, stop)
+        with ProgressReport(part, len(split), folder) as report:
+            wrong[part] = write_beton(folder, part, split, request.compression, request.workers, report, stop)
     messages = [message for part in wrong.values() for _, message in sorted(part.items())]
     if not messages:
         return
     print("\n".join(messages), file=sys.stderr)
-    if not order.skip_corrupt:
+    if not request.skip_corrupt:
         raise ValueError(
             f"{len(messages)} images, listed above, cannot be read: nothing was written. Fetch them again, or leave "
             "them out by skip_corrupt=true."
@@ -230,13 +230,13 @@ def _write_parts(order: Order, splits: dict[str, Readable], folder: Path, stop: 
         if failed:
             assert isinstance(split, Files)
             splits[part] = split = split.without(np.array(sorted(failed)))
-            with Said(f"{part}, without {len(failed)}", len(split), folder) as said:
-                if again := write_beton(folder, part, split, order.compression, order.workers, said, stop):
+            with ProgressReport(f"{part}, without {len(failed)}", len(split), folder) as report:
+                if again := write_beton(folder, part, split, request.compression, request.workers, report, stop):
                     raise ValueError(f"the files are changing: {some(again.values())}")
 
 
-def _manifest(order: Order, splits: dict[str, Readable], folder: Path) -> dict[str, Any]:
-    spec, compression = order.spec, order.compression
+def _manifest(request: Request, splits: dict[str, Readable], folder: Path) -> dict[str, Any]:
+    spec, compression = request.spec, request.compression
     return {
         "format": FORMAT,
         "dataset": spec.prepared_as or spec.source,
@@ -266,12 +266,12 @@ def _part(folder: Path, part: str, split: Readable, classes: int) -> dict[str, A
     }
 
 
-def _refuse_other(order: Order, splits: dict[str, Readable], folder: Path, manifest: dict[str, Any]) -> None:
+def _refuse_other(request: Request, splits: dict[str, Readable], folder: Path, manifest: dict[str, Any]) -> None:
     """Refuse a copy that was made otherwise or of other files. Changes `splits` to those that it was made of."""
-    compression = order.compression
+    compression = request.compression
     made = {"quality": compression.quality if compression.mode != "raw" else None}
     made["share"] = compression.share if compression.mode == "mixed" else None  # type: ignore[assignment]
-    made["shape"] = [order.spec.channels, order.spec.size, order.spec.size]  # type: ignore[assignment]
+    made["shape"] = [request.spec.channels, request.spec.size, request.spec.size]  # type: ignore[assignment]
     for key, value in made.items():
         if manifest[key] != value:
             raise ValueError(
@@ -290,11 +290,11 @@ def _refuse_other(order: Order, splits: dict[str, Readable], folder: Path, manif
             )
 
 
-def _verify(order: Order, splits: dict[str, Readable], folder: Path, manifest: dict[str, Any]) -> None:
+def _verify(request: Request, splits: dict[str, Readable], folder: Path, manifest: dict[str, Any]) -> None:
     check_files(folder, manifest, anew=True)
     for part, split in splits.items():
-        with Said(f"verify {part}", len(split)) as said:
-            wrong = check_beton(folder, part, split, order.compression, order.workers, said)
+        with ProgressReport(f"verify {part}", len(split)) as report:
+            wrong = check_beton(folder, part, split, request.compression, request.workers, report)
         if wrong:
             raise ValueError(f"{folder}: {len(wrong)} samples are not what they should be: {some(wrong.values())}")
     print(f"{folder}: verified, every hash, image, label and index")

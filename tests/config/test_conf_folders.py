@@ -170,10 +170,10 @@ def test_a_file_that_cannot_work_is_named(tmp_path: Path, name: str, text: str, 
 def test_a_data_set_of_ones_own_can_be_prepared(conf: Path) -> None:
     from mal.data import prepare
 
-    spec = prepare.read_order([f"conf={conf}", "dataset=few_digits"]).spec
+    spec = prepare.read_request([f"conf={conf}", "dataset=few_digits"]).spec
     assert (spec.name, spec.pool) == ("few_digits", 300)
     with pytest.raises(ValueError, match="did you mean few_digits"):
-        prepare.read_order([f"conf={conf}", "dataset=few_digit"])
+        prepare.read_request([f"conf={conf}", "dataset=few_digit"])
 
 
 def test_a_profile_without_a_kind_is_no_local_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

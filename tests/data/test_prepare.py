@@ -360,7 +360,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("mode", ["raw", "jpg", "mixed"])
 def test_the_estimate_of_the_size_is_near_what_is_written(tree: Path, mode: str) -> None:
     spec = spec_of(IMAGENET)
-    asked = prepare.read_order([*IMAGENET, f"mode={mode}", "workers=1"])
+    asked = prepare.read_request([*IMAGENET, f"mode={mode}", "workers=1"])
     train, _ = read_source(spec, tree)
     estimate = prepare._estimate(asked, train) - 2 * beton.page_size(32 * 32 * 3)
     folder = tree / mode

@@ -164,7 +164,7 @@ def done_in(state: Path) -> int:
 def test_a_copy_after_a_stop_is_the_same_pool(tmp_path: Path) -> None:
     spec = compose_sweep(["dataset=digits", "seeds=1", "methods=[random]"]).chains[0].dataset
     assert prepare.main(["dataset=digits", f"data={tmp_path / 'whole'}", "workers=2"]) == 0
-    order = prepare.read_order(["dataset=digits", f"data={tmp_path / 'stopped'}", "workers=2"])
+    order = prepare.read_request(["dataset=digits", f"data={tmp_path / 'stopped'}", "workers=2"])
     folder = prepared.unfinished_folder(tmp_path / "stopped" / "prepared" / "digits-raw")
     folder.mkdir(parents=True)
     source = read_source(spec, order.data)

@@ -19,7 +19,7 @@ SAY_SECONDS = 30  # between two lines where the output is not a terminal
 NOTE_SECONDS = 1
 
 
-class Said:
+class ProgressReport:
     """The progress of one part, with its rate and the time left. folder: where the file is kept, if anywhere."""
 
     def __init__(self, what: str, total: int, folder: Path | None = None) -> None:
@@ -30,7 +30,7 @@ class Said:
         self.first: int | None = None
         self.bar: Progress | None = None
 
-    def __enter__(self) -> Said:
+    def __enter__(self) -> ProgressReport:
         if self.console.is_terminal and sys.stdout.isatty():
             rate = TextColumn("{task.fields[rate]:.0f} images/s")
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
@@ -64,7 +64,7 @@ class Said:
             self.bar.stop()
 
 
-def read_said(folder: Path) -> dict[str, Any] | None:
+def read_report(folder: Path) -> dict[str, Any] | None:
     """What a pass that keeps its file in a folder said last; None where there is none that can be read."""
     try:
         note = read_json(folder / PROGRESS)

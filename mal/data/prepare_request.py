@@ -35,7 +35,7 @@ OF_A_CHAIN = ("chain", "workers", "verify")
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """What the command line asks for."""
 
     spec: Spec
@@ -47,8 +47,8 @@ class Order:
     replace: bool
 
 
-def read_order(arguments: Sequence[str]) -> Order:
-    """The order that the arguments give; ValueError naming the key that is wrong."""
+def read_request(arguments: Sequence[str]) -> Request:
+    """The request that the arguments give; ValueError naming the key that is wrong."""
     own, arguments = own_folder(arguments)
     of_dataset = [argument for argument in arguments if argument.startswith("dataset.")]
     options = parse_options([argument for argument in arguments if argument not in of_dataset], DEFAULTS)
@@ -56,8 +56,8 @@ def read_order(arguments: Sequence[str]) -> Order:
         if strange := [key for key, value in options.items() if value != DEFAULTS[key] and key not in OF_A_CHAIN]:
             raise ValueError(f"{strange[0]}= does not go with chain=, whose config.yaml says it.")
         workers = int(_number(options, "workers", 0, 4096, whole=True))
-        order = order_for(load_chain(Path(options["chain"]) / CONFIG), workers or len(os.sched_getaffinity(0)))
-        return replace(order, verify=parse_boolean("verify", options["verify"]))
+        request = request_for(load_chain(Path(options["chain"]) / CONFIG), workers or len(os.sched_getaffinity(0)))
+        return replace(request, verify=parse_boolean("verify", options["verify"]))
     if not options["dataset"]:
         raise ValueError(f"dataset= is not given. Known: {', '.join(choices('dataset', own))}.")
     if options["mode"] not in MODES:
@@ -77,14 +77,14 @@ def read_order(arguments: Sequence[str]) -> Order:
         raise ValueError(f"mode={compression.mode}: images of {spec.name} are grey, which FFCV stores raw only.")
     workers = int(_number(options, "workers", 0, 4096, whole=True)) or len(os.sched_getaffinity(0))
     switches = {key: parse_boolean(key, options[key]) for key in ("verify", "skip_corrupt", "replace")}
-    return Order(spec, Path(options["data"]), compression, workers, **switches)
+    return Request(spec, Path(options["data"]), compression, workers, **switches)
 
 
-def order_for(config: Chain, workers: int) -> Order:
+def request_for(config: Chain, workers: int) -> Request:
     """The copy that a chain reads."""
     quality, share = int(DEFAULTS["quality"]), float(DEFAULTS["share"])
     compression = Compression(config.dataset.prepared, quality, share)
-    return Order(config.dataset, Path(config.data), compression, workers, False, False, False)
+    return Request(config.dataset, Path(config.data), compression, workers, False, False, False)
 
 
 def _number(options: dict[str, str], key: str, low: float, high: float, whole: bool = False) -> float:
