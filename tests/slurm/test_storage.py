@@ -22,7 +22,9 @@ from slurm.local import LocalSlurm
 from slurm.patience import StorageError, insist
 from slurm.squeue import read_queue
 from slurm.watch import Watch
+from sweeps.cancel import main as cancel
 from sweeps.launch import main as launch
+from sweeps.status import main as status
 from tests.chains import SHORT, chain_config, write_chain
 from tests.slurm.fakes import failing_calls
 from tests.slurm_cluster import cluster, shared_cluster, wait_until
@@ -191,6 +193,23 @@ def test_a_configuration_that_shows_late_is_waited_for(tmp_path: Path, monkeypat
     assert not job.Job([chain], limits)._reached(chain)
     assert len(waits) > 3
     assert read_failure(chain) is None
+
+
+def test_commands_say_that_the_storage_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, and with an exit status that is not 0."""
+
+    def fails(*arguments: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    folder = write_chain(tmp_path, chain_config())
+    where = [f"runs={tmp_path}", f"name={folder.parents[1].name}"]
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm here
+    monkeypatch.setattr(run_folder, "committed_rounds", fails)
+    for command, arguments, expected in ((status, where, 3), (cancel, where, 1), (launch, [*SHORT, *where], 2)):
+        assert command(arguments) == expected
+        assert "the storage fails ([Errno 116] Stale file handle). Run the same command" in capsys.readouterr().err
 
 
 @pytest.mark.slurm

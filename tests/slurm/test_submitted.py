@@ -12,7 +12,7 @@ from slurm.client import SlurmError, SlurmFullError, SlurmSilentError
 from slurm.local import LocalSlurm
 from slurm.profile import load_profile
 from slurm.squeue import Job, by_chain, chains_of, job_comment, name_of, read_queue
-from slurm.submit import Submission, Submitter, Wanted, _job_id, _passes, logical
+from slurm.submit import Submission, Submitter, Wanted, _passes, job_id, logical
 from slurm.submitted import claim, note_aim, note_cancelled, note_submitted, read_submitted
 from sweeps.cancel import main as cancel
 from sweeps.launch import main as launch
@@ -51,7 +51,7 @@ def test_a_job_is_known_by_its_id_and_a_foreign_one_with_that_id_is_not(tmp_path
     submitted = read_submitted(tmp_path / "a")
     for changed in (
         replace(WAITING, name=name, comment="ProjectA", submitted=datetime(2020, 1, 1, tzinfo=UTC)),
-        replace(WAITING, name="site-prefix", comment=""),  # submitted at that time
+        replace(WAITING, name="site-prefix", submitted=datetime.now(UTC)),  # submitted at that time
     ):
         (job,) = claim([changed], submitted, "a", tmp_path)
         assert (job.until, [(c.method, c.seed) for c in chains_of(job)]) == (3, [("mal", 0), ("random", 1)])
@@ -61,7 +61,7 @@ def test_a_job_is_known_by_its_id_and_a_foreign_one_with_that_id_is_not(tmp_path
 
 
 def test_ids_are_read_below_what_a_wrapper_says() -> None:
-    assert [_job_id(text) for text in ("12\n", "13;north\n", "Welcome!\n14\n", "Welcome!\n")] == [12, 13, 14, None]
+    assert [job_id(text) for text in ("12\n", "13;north\n", "Welcome!\n14\n", "Welcome!\n")] == [12, 13, 14, None]
 
 
 @pytest.mark.parametrize(
