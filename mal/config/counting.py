@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mal.config.lists import read_class_list, read_lists, test_part
+from mal.config.shards import find_shards, list_shards
 from mal.listing import list_classes, list_images
 
 Section = dict[str, Any]
@@ -35,6 +36,15 @@ def _count_folders(section: Section) -> Section:
     return _filled(section, classes=len(trees[0].classes), train=counts[0], test=counts[1])
 
 
+def _count_shards(section: Section) -> Section:
+    _require(section, "train_shards", "test_shards", "patterns of WebDataset's tar files, e.g. DIR/train-*.tar")
+    _resolve(section, "train_shards", "test_shards")
+    if all(section.get(key) is not None for key in ("classes", "train", "test")):
+        return section
+    train, test = (list_shards(find_shards(section[key], f"dataset.{key}")) for key in ("train_shards", "test_shards"))
+    return _filled(section, classes=max(train.labels) + 1, train=len(train), test=len(test))
+
+
 def _count_masks(section: Section) -> Section:
     if not section.get("root"):
         raise ValueError("dataset.root is not set: give the folder that holds images/, masks/ and the list of classes.")
@@ -47,6 +57,7 @@ def _count_masks(section: Section) -> Section:
 
 
 COUNTERS: dict[tuple[str, ...], Callable[[Section], Section]] = {
+    ("train_shards",): _count_shards,
     ("train_images",): _count_folders,
     ("class_list",): _count_masks,
 }

@@ -50,11 +50,12 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Store:
-    """Files below a folder, or members of an uncompressed tar archive, by number.
+    """Files below a folder, or members of one uncompressed tar archive or of several in a folder, by number.
 
-    root: the folder or the archive; names: bytes (N,), paths below the root; sizes: int64 (N,), bytes; offsets: int64
-    (N,), where a member's data begin in the archive, None for a folder; times: int64 (N,), of change in ns, None in an
-    archive. Names are kept as one array: a million of them are then shared with worker processes instead of copied.
+    root: the folder or the archive; names: bytes (N,), paths below the root, or ARCHIVE/MEMBER; sizes: int64 (N,),
+    bytes; offsets: int64 (N,), where a member's data begin in its archive, None for a folder; times: int64 (N,), of
+    change in ns, None in one archive. Names are kept as one array: a million of them are then shared with worker
+    processes instead of copied.
     """
 
     root: Path
@@ -88,8 +89,11 @@ class Store:
         """
         size = int(self.sizes[index]) if most is None else min(most, int(self.sizes[index]))
         try:
-            if self.offsets is not None:
+            if self.offsets is not None and self.root.suffix == ".tar":
                 return os.pread(_descriptor(self.root), size, int(self.offsets[index]))
+            if self.offsets is not None:  # one of many archives in a folder: too many to keep open
+                with (self.root / self.name(index).partition("/")[0]).open("rb", buffering=0) as file:
+                    return os.pread(file.fileno(), size, int(self.offsets[index]))
             with (self.root / self.name(index)).open("rb", buffering=0) as file:
                 return file.readall() if most is None else file.read(most)
         except FileNotFoundError:

@@ -15,7 +15,7 @@ from mal.config.frozen import amended, differences, load_chain, save_chain
 from mal.config.schema import Chain, added
 from tests.chains import ROOT, chain_config, environment
 from tests.made_up_data import write_folders
-from tests.made_up_pools import write_mask_folder
+from tests.made_up_pools import write_mask_folder, write_shards
 
 
 def composed(*overrides: str) -> list[Chain]:
@@ -224,6 +224,10 @@ def test_every_dataset_and_backbone_on_offer_composes(tmp_path: Path) -> None:
         if name == "mask_folder":
             write_mask_folder(tmp_path / "masks", train=20)
             overrides += [f"dataset.root={tmp_path / 'masks'}"]
+        if name == "webdataset":
+            for part in ("train", "test"):
+                write_shards(tmp_path / "shards", part, 60)
+                overrides.append(f"dataset.{part}_shards={tmp_path}/shards/{part}-*.tar")
         (chain,) = compose_sweep(overrides).chains
         assert chain.dataset.name == chain.name == name
     for name in choices("backbone"):

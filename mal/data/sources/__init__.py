@@ -13,3 +13,4 @@ from mal.data.sources import mask_folder as mask_folder
 from mal.data.sources import scenes as scenes
 from mal.data.sources import svhn as svhn
 from mal.data.sources import tiny_imagenet as tiny_imagenet
+from mal.data.sources import webdataset as webdataset

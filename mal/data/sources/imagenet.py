@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 
 from mal.config.schema import Dataset as Spec
+from mal.config.shards import refuse_bad_end
 from mal.data.cache import Arrays as Computed
 from mal.data.cache import computed
 from mal.data.image_set import Files, Store
@@ -156,6 +157,7 @@ def _members(file: IO[bytes], folder: str) -> list[tuple[str, int, int]]:
                 inner.append(member)
             elif member.isfile():
                 found.append((folder + member.name.removeprefix("./"), member.size, member.offset_data))
+        refuse_bad_end(archive)
     for member in inner:
         file.seek(member.offset_data)
         found += _members(file, Path(member.name).stem + "/")

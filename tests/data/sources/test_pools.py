@@ -1,5 +1,7 @@
 """Pools in their real formats: CIFAR10, SVHN, downsampled ImageNet, Tiny ImageNet, lists of files, folders of masks."""
 
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ from mal.config.schema import Chain
 from mal.data.dataset import load
 from mal.data.decode import Reading, decode_image
 from mal.data.image_set import Arrays, Files, MapFiles
-from tests.made_up_data import put, write_folders
+from tests.made_up_data import add, put, write_folders
 from tests.made_up_pools import (
     WNIDS,
     png_of,
     write_cifar10,
     write_downsampled_imagenet,
     write_mask_folder,
+    write_shards,
     write_svhn,
     write_tiny_imagenet,
 )
@@ -172,6 +175,59 @@ def test_a_class_without_a_test_folder_is_allowed_and_one_without_training_image
     config = chain("dataset=folder", *places)
     with pytest.raises(ValueError, match=r"bee, moth in one of them: moth in .*train only; bee in .*test only"):
         load(config.dataset, tmp_path, 0)
+
+
+def shards(root: Path, *more: str) -> Chain:
+    places = [f"dataset.{part}_shards={root}/{part}-*.tar" for part in ("train", "test")]
+    return chain("dataset=webdataset", "dataset.name=birds", "dataset.size=32", "dataset.crop=28", *places, *more)
+
+
+def test_webdatasets_shards_are_read_in_place(tmp_path: Path) -> None:
+    samples = {part: write_shards(tmp_path, part, count) for part, count in (("train", 13), ("test", 7))}
+    spec = shards(tmp_path).dataset
+    assert (spec.classes, spec.train, spec.test) == (3, 13, 7)
+    for asked in (spec, shards(tmp_path, f"dataset.train_shards='{tmp_path}/train-{{0000..0002}}.tar'").dataset):
+        found = load(asked, tmp_path / "data", 0)
+        for split, part in ((found.train, "train"), (found.test, "test")):
+            assert isinstance(split, Files)
+            assert all_labels(split) == [label for _, label in samples[part]]
+            for index, (content, _) in enumerate(samples[part]):
+                assert np.array_equal(split.read(index), decode_image(content, Reading(32, "square", exif=True)))
+
+
+def renamed(content: bytes, old: str, new: str) -> bytes:
+    """A tar archive with another name of one member."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive, tarfile.open(fileobj=buffer, mode="w") as other:
+        for member in archive:
+            data = archive.extractfile(member)
+            assert data is not None
+            add(other, new if member.name == old else member.name, data.read())
+    return buffer.getvalue()
+
+
+def test_a_wrong_shard_is_named(tmp_path: Path) -> None:
+    for part, count in (("train", 13), ("test", 7)):
+        write_shards(tmp_path, part, count)
+    spec = shards(tmp_path).dataset
+    path = tmp_path / "train-0001.tar"
+    whole = path.read_bytes()
+    for content, words in (
+        (renamed(whole, "000006.cls", "000006.txt"), "have no image or no .cls: 000006"),
+        (renamed(whole, "000006.jpg", "000007.jpg"), "the key 000007 has two images"),
+        (whole.replace(b"000008.cls", b"\0" * 10), r"train-0001\.tar is not a shard .*damaged or cut at byte"),
+        (b"<html>" * 200, "is not a shard"),
+        (whole[: len(whole) // 2], "train-0001"),
+        (b"", "train-0001"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=words):
+            load(spec, tmp_path / "data", 0)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"dataset\.train_shards=.*train-0001\.tar are missing"):
+        shards(tmp_path, f"dataset.train_shards='{tmp_path}/train-{{0000..0002}}.tar'")
+    with pytest.raises(ValueError, match=r"names no file: give e\.g\. dataset\.train_shards=DIR"):
+        shards(tmp_path, f"dataset.train_shards={tmp_path}/none-*.tar")
 
 
 def mask_folder(root: Path, *more: str) -> Chain:
