@@ -17,6 +17,7 @@ from mal.run.folder import DamagedRun
 from mal.run.windows import Window, finite, tell
 
 BEAT_SECONDS = 1.0
+TOLD_SECONDS = 1.0  # between two windows in the log; windows.jsonl has all
 
 
 class Progress:
@@ -30,7 +31,7 @@ class Progress:
         self.started = str(before.get("started", now()))
         self._seconds_before = float(before.get("seconds", 0.0))
         self._clock = time.monotonic()
-        self._beat = -BEAT_SECONDS
+        self._beat, self._told = -BEAT_SECONDS, -TOLD_SECONDS
         self._state: dict[str, Any] = {"round": number, "phase": "start", "step": 0, "steps": 0}
         self._phase_clock, self._phase_step = self._clock, 0
         self._write()
@@ -64,7 +65,9 @@ class Progress:
         phase, steps = str(self._state["phase"]), int(self._state["steps"])
         left = (steps - step) / rate
         told = Window(self._state["round"], phase, step, steps, losses, images * rate, left, device_mib, diverged)
-        tell(self.path.parents[2], told)
+        aloud = step == steps or time.monotonic() - self._told >= TOLD_SECONDS
+        self._told = time.monotonic() if aloud else self._told
+        tell(self.path.parents[2], told, aloud)
         self._state |= {"losses": finite(losses), "images_per_s": images * rate, "device_mib": device_mib}
         if diverged:
             self._state["diverged"] = f"{phase}: {diverged}"

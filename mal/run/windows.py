@@ -1,4 +1,4 @@
-"""What training says of each window of steps: a line in the log, one in CHAIN/windows.jsonl, and whether it diverges.
+"""What training says of each window of steps: a line in CHAIN/windows.jsonl and in the log, and whether it diverges.
 
 A chain that goes on behind a checkpoint writes the windows since then again; the last line of a window counts.
 """
@@ -62,9 +62,10 @@ def diverged(first: Mapping[str, float], losses: Mapping[str, float]) -> str:
     return ""
 
 
-def tell(chain: Path, window: Window) -> None:
-    """Write both lines; a full disk must not end a training for them."""
-    (log.warning if window.diverged else log.info)("%s", window)
+def tell(chain: Path, window: Window, aloud: bool) -> None:
+    """Write the line of windows.jsonl, and aloud that of the log; a full disk must not end a training for them."""
+    if aloud:
+        (log.warning if window.diverged else log.info)("%s", window)
     line = json.dumps(asdict(window) | {"losses": finite(window.losses), "time": time.time()}).encode() + b"\n"
     try:
         handle = os.open(chain / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
