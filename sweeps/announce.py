@@ -125,7 +125,7 @@ def _disk(sweep: Sweep, plans: Sequence[ChainPlan], loading: Loading) -> str:
     if plans[0].config.keep_model:
         results += int(4 * parameters * sum(plan.target - plan.committed for plan in plans))
     checkpoint = 12 * parameters  # weights and Adam's two moments in float32
-    told = f"{size(results)} of results, up to {size(checkpoint)} of checkpoints a running chain"
+    told = f"{size(results)} of results, up to {size(checkpoint)} of checkpoints per running chain"
     told += f"; {size(_free(sweep.runs))} are free"
     if loading.copy:
         told += f"; the copy takes up to {size(loading.copy_bytes)} of {size(_free(loading.copy))} in {loading.copy}"

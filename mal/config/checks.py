@@ -50,7 +50,7 @@ def _inherited(method: str, section: str, own: Path | None) -> dict[str, Any]:
     for parent in file.get("defaults", []):
         if parent != "_self_" and parent not in choices("method", own):
             hint = nearest(str(parent), choices("method", own)) or "."
-            raise ValueError(f"{path}: defaults has {parent!r}, which is no method{hint}")
+            raise ValueError(f"{path}: defaults has {parent!r}, which is not a method{hint}")
         found |= _inherited(parent, section, own) if parent != "_self_" else {}
     return found | (file.get(section) or {})
 
