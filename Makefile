@@ -4,6 +4,7 @@
 # make test    setup, what the tests need from Debian (root or sudo, once), then pytest; ARGS="-k pool" goes to pytest
 # make chaos   the fault study on a real one-machine Slurm, half an hour: docs/reliability.md; ARGS="repeats=5"
 # make bench   the table of ratios of docs/performance.md, on a quiet machine; ARGS="--threads 1 --clock cpu" on a busy one
+# make gpu     what of the CUDA paths holds, on one GPU in at most eight minutes; ARGS="--device cpu" rehearses it
 # make lint    ruff and mypy; make format lets ruff rewrite what it can
 # make lock    resolves the newest versions that pyproject.toml allows into the two lock files
 # make clean   removes what the targets above made, results and figures excepted
@@ -31,7 +32,7 @@ ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
-.PHONY: setup demo study test chaos bench lint format lock clean debian
+.PHONY: setup demo study test chaos bench gpu lint format lock clean debian
 
 setup: .venv/.run
 
@@ -52,6 +53,9 @@ chaos: debian .venv/.dev
 
 bench: .venv/.dev
 	$(PY) -m benchmarks.table $(ARGS)
+
+gpu: .venv/.dev
+	$(PY) -m benchmarks.gpu $(ARGS)
 
 lint: .venv/.dev
 	.venv/bin/ruff check

@@ -1,0 +1,224 @@
+"""Whole chains on a GPU: killed and resumed, two processes, GPUs that are not found, sweeps that share one."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from benchmarks.gpu.checks import Bench, Check, Found
+from mal.config.frozen import save_chain
+from mal.files import write_atomic
+from mal.process.distributed import World
+from mal.process.sync_batch_norm import synchronise
+from mal.run import folder as run_folder
+from tests.chains import losses, outcome
+
+SHORT = ("rounds=2", "checkpoint_minutes=0.01", "threads=4")
+# Two processes of one GPU by gloo, which NCCL would refuse.
+GLOO = """
+import torch.distributed as dist
+start = dist.init_process_group
+dist.init_process_group = lambda backend, **options: start("gloo", **options)
+import mal.process.device as device
+device.refuse_shared = lambda places: None
+import mal.chain as chain
+from mal.process.distributed import leave
+leave(chain.main())
+"""
+
+
+def write(bench: Bench, name: str, *words: str, method: str = "mal") -> Path:
+    """A chain's folder with its configuration."""
+    config = bench.chain(f"name={name}", *words, method=method)
+    folder = run_folder.chain_folder(bench.work / name, name, config.method["name"], 0)
+    write_atomic(folder / run_folder.CONFIG, save_chain(config).encode())
+    return folder
+
+
+def run(bench: Bench, folder: Path, kill: int = 0, after: float = 0.0, **variables: str) -> int:
+    """One process of the chain, to its end; kill: a signal, so many seconds after it has begun to train."""
+    with (folder / "log.txt").open("ab") as log:
+        command = [sys.executable, "-m", "mal.chain", str(folder)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=bench.environment(**variables))
+        if kill:
+            while process.poll() is None and not _trains(folder):
+                time.sleep(0.02)
+            time.sleep(after)
+            process.send_signal(kill)
+        return process.wait(timeout=150)
+
+
+def _trains(folder: Path) -> bool:
+    beats = [json.loads(path.read_text()) for path in folder.glob("round-*/checkpoint/progress.json")]
+    return any(beat["step"] > 3 for beat in beats)
+
+
+def tail(folder: Path) -> str:
+    """The end of a chain's log."""
+    return (folder / "log.txt").read_text()[-800:]
+
+
+def write_cifar(folder: Path) -> None:
+    """CIFAR100's files with noise, 2,000 and 500 images."""
+    for part, count in (("train", 2000), ("test", 500)):
+        target = folder / "cifar-100-python" / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data = np.random.default_rng(count).integers(0, 256, (count, 3072), dtype=np.uint8)
+        target.write_bytes(pickle.dumps({"data": data, "fine_labels": (np.arange(count) % 100).tolist()}))
+
+
+def killed_chains_equal_undisturbed_ones(bench: Bench) -> Found:
+    """Told to stop, then killed, then run to its end: the bytes of a chain that nothing happened to."""
+    data = bench.work / "data"
+    write_cifar(data)
+    few = ("dataset.train=2000", "dataset.test=500", "initial=200", "budget=100")
+    cifar = (f"data={data}", "dataset=cifar100", *few, *SHORT)
+    chains = {"drn": (("dataset=digit_scenes", "minimax.epochs=1", "task.epochs=1", *SHORT), "mal")}
+    if bench.cuda:
+        chains |= {
+            "vgg16": ((*cifar, "backbone=vgg16_bn", "minimax.epochs=4", "task.epochs=6"), "mal"),
+            "resnet18_bf16": ((*cifar, "backbone=resnet18", "precision=bf16", "task.epochs=20"), "coreset"),
+            "vaal": ((*cifar, "backbone=resnet18", "task.epochs=4", "method.epochs=2"), "vaal"),
+        }
+    told: Found = {}
+    for name, (words, method) in chains.items():
+        calm, shaken = (write(bench, f"{name}_{how}", *words, method=method) for how in ("calm", "shaken"))
+        began = time.monotonic()
+        assert run(bench, calm) == 0, tail(calm)
+        seconds = round(time.monotonic() - began, 1)
+        ends = [run(bench, shaken, signal.SIGTERM, 0.3), run(bench, shaken, signal.SIGKILL, 0.8), run(bench, shaken)]
+        assert ends[-1] == 0, tail(shaken)
+        assert outcome(calm) == outcome(shaken), f"{name} differs"
+        committed = run_folder.read_round(calm / "round-1")
+        assert committed.metrics["gpus"] == int(bench.cuda), committed.metrics["gpus"]
+        memory = {key: value for key, value in committed.provenance.items() if key.endswith("_mib")}
+        told[name] = {"undisturbed_s": seconds, "exit_statuses": ends, **memory}
+    return told
+
+
+def one_process_group(bench: Bench) -> Found:
+    """World's collectives on tensors of the device, alone in their group: types, shapes, layouts."""
+    backend = "cpu:gloo,cuda:nccl" if bench.cuda else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        world, device = World(0, 1), torch.device(bench.kind)
+        world._alone, world._store, world._control = False, dist.HashStore(), dist.new_group(backend="gloo")
+        layers = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+        network = synchronise(layers, world, cuda=bench.cuda).to(device, memory_format=torch.channels_last)
+        world.align([network])
+        images = torch.randn(4, 3, 8, 8, device=device)
+        network(images).square().mean().backward()
+        before = [parameter.grad.clone() for parameter in network.parameters()]
+        world.sum_gradients(network.parameters())
+        for was, parameter in zip(before, network.parameters(), strict=True):
+            assert torch.equal(was, parameter.grad)
+            assert was.stride() == parameter.grad.stride()
+        assert world.most(3, True) == [3, 1]
+        assert world.once(lambda: 5) == 5
+        assert int(world.sum(torch.tensor(7, device=device))) == 7
+        assert world.gather(images).shape == (1, 4, 3, 8, 8)
+        assert world.sum_losses({"a": torch.tensor(1.0, device=device)})["a"] == 1
+    finally:
+        dist.destroy_process_group()
+    return {}
+
+
+def ended(bench: Bench, command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command run to its end."""
+    environment = bench.environment(**variables)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=150)
+
+
+def together(bench: Bench, folder: Path, *start: str) -> tuple[int, str]:
+    """The chain in two processes; the exit status of torchrun and what they said."""
+    words = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", *(start or ("-m", "mal.chain")))
+    done = ended(bench, [sys.executable, "-m", *words, str(folder)], OMP_NUM_THREADS="4")
+    return done.returncode, (done.stdout + done.stderr)[-3000:]
+
+
+def two_processes_on_one_gpu(bench: Bench) -> Found:
+    """By gloo they learn what one process learns, to rounding; by NCCL they are refused, saying what is wrong."""
+    epochs = ("minimax.epochs=0.3", "task.epochs=0.3", "threads=2")
+    words = ("dataset=digits", "rounds=2", "initial=20", "budget=20", *epochs)
+    alone, both, shared = (write(bench, name, *words) for name in ("alone", "both", "shared"))
+    assert run(bench, alone) == 0, tail(alone)
+    script = bench.work / "by_gloo.py"
+    script.write_text(GLOO)
+    status, said = together(bench, both, str(script))
+    assert status == 0, said
+    found, expected = losses(both), losses(alone)
+    pairs = [(a, b) for name in expected for a, b in zip(found[name], expected[name], strict=True)]
+    far = max(abs(a - b) / max(abs(b), 1e-3) for a, b in pairs)
+    assert far < 5e-2, far
+    told: Found = {"relative_difference_of_losses": far}
+    if bench.cuda:
+        began = time.monotonic()
+        status, said = together(bench, shared)
+        told |= {"refused_after_s": round(time.monotonic() - began, 1), "status": status}
+        assert status != 0, "two processes shared a GPU"
+        assert "processes share a GPU" in said, said
+    return told
+
+
+def a_gpu_that_torch_does_not_find_is_named(bench: Bench) -> Found:
+    """A process that has been given a GPU and sees none does not train on the CPU."""
+    folder = write(bench, "blind", "dataset=digits", "device=auto", "rounds=1", "task.epochs=0.1", method="random")
+    job = {"CUDA_VISIBLE_DEVICES": "-1", "SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}
+    assert run(bench, folder, **job) != 0, "it trained on the CPU without a word"
+    assert "gives GPUs, and torch" in tail(folder), tail(folder)
+    assert not (folder / "round-0" / run_folder.FAILED).exists(), "recorded as an error of the code"
+    return {}
+
+
+def local_sweeps_share_the_gpu(bench: Bench) -> Found:
+    """Four chains one after the other, and four at a time: seconds of each sweep."""
+    told = {}
+    for workers in (1, 4):
+        keys = ["dataset=digits", "seeds=2", "methods=[mal,entropy]", "rounds=2", "cluster=local", "threads=1"]
+        keys += ["minimax.epochs=1", "task.epochs=1", f"device={bench.kind}", f"cluster.workers={workers}"]
+        keys += [f"runs={bench.work / f'sweep{workers}'}"]
+        began, command = time.monotonic(), [sys.executable, "sweeps/launch.py", *keys]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=bench.environment(), timeout=150
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr)[-800:]
+        told[f"{workers} at a time"] = round(time.monotonic() - began, 1)
+    return {"seconds_of_sweeps": told}
+
+
+def tests_that_need_a_gpu(bench: Bench) -> Found:
+    """Those with the marker `gpu`; they are skipped in a rehearsal."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        "tests/training/test_gpu_steps.py",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=bench.environment(), timeout=150)
+    assert done.returncode == 0, done.stdout[-1500:]
+    assert not bench.cuda or "skipped" not in done.stdout, done.stdout[-1500:]
+    return {"said": done.stdout.strip().splitlines()[-1]}
+
+
+CHECKS: tuple[Check, ...] = (
+    (100, killed_chains_equal_undisturbed_ones),
+    (10, one_process_group),
+    (60, two_processes_on_one_gpu),
+    (15, a_gpu_that_torch_does_not_find_is_named),
+    (40, local_sweeps_share_the_gpu),
+    (40, tests_that_need_a_gpu),
+)
