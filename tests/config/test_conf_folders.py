@@ -154,7 +154,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path, case: str) -> None:
     ("name", "text", "asked", "words"),
     [
         ("method/mine", "method: {query: rank_sum}\n", "methods=[mine]", "has no method.acquisition"),
-        ("method/mine", "defaults: [mall, _self_]", "methods=[mine]", "'mall', which is not a method; did you mean mal"),
+        ("method/mine", "defaults: [mall, _self_]", "methods=[mine]", "'mall', which is not a method; did you mean ma"),
         ("method/mine", "- a list\n", "methods=[mine]", "has no sections"),
         ("method/mine", "defaults: [mal, _self_]\nmethod: {qwery: 1}\n", "methods=[mine]", "method.qwery is unknown"),
         ("backbone/mine", "name: mine\nwidth: 4\n", "backbone=mine", "backbone.name=mine: no file in mal/models"),
