@@ -121,7 +121,12 @@ class Supervisor:
         return self._again(status)
 
     def _step(self) -> int:
-        srun = ["srun", "--unbuffered", "--ntasks=1", f"--cpus-per-task={self.cpus}", "--kill-on-bad-exit=1"]
+        srun = [
+            "srun",
+            "--ntasks=1",  # --unbuffered would make it a terminal
+            f"--cpus-per-task={self.cpus}",
+            "--kill-on-bad-exit=1",
+        ]
         command = [*srun, sys.executable, "-u", "-m", "mal.data.prepare", f"chain={self.chain}", f"workers={self.cpus}"]
         process = subprocess.Popen(command)
         late = False

@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mal.data.said import read_said
+
 from mal.config.schema import Chain
 from mal.data.ffcv.prepared import MANIFEST, unfinished_folder
-from mal.data.progress_report import read_report
 from mal.files import write_json
 from mal.run.folder import read_json
 from slurm.preparing import find
@@ -55,30 +56,27 @@ def note(sweep: Path, copy: Path) -> Path:
     return folder
 
 
-def waiting(sweep: Path, queue: Sequence[Job] | None) -> str:
-    """Why chains of a sweep have not started, where they wait for a copy: who makes it, or why nobody does; else "".
+def waiting(sweep: Path, queue: Sequence[Job] | None) -> tuple[str, Path | None]:
+    """Why chains of a sweep have not started, where they wait for a copy, else ""; the log, where it could not be made.
 
     queue: None where Slurm does not tell.
     """
     copy = noted(sweep)
     if copy is None or queue is None or (copy / MANIFEST).is_file():
-        return ""
+        return "", None
     if job := find(queue, copy):
-        said = read_report(unfinished_folder(copy)) if job.state == "RUNNING" else None
+        said = read_said(unfinished_folder(copy)) if job.state == "RUNNING" else None
         left = "" if not said or said["seconds_left"] is None else f", {duration(said['seconds_left'])} left"
         at = f"{said['part']} {said['done']:,} of {said['total']:,}{left}" if said else job.reason or job.state.lower()
-        return f"waits for the prepared copy (job {job.id}: {at})"
+        return f"waits for the prepared copy (job {job.id}: {at})", None
     logs = sorted((sweep / FOLDER).glob("*.log"), key=lambda path: path.stat().st_mtime)
-    return (
-        f"no prepared copy, the launch command goes on: {_last_words(logs[-1]) if logs else 'its job has left no log'}"
-    )
+    return "no prepared copy: its job has ended; the launch command goes on", logs[-1] if logs else None
 
 
-def _last_words(log: Path) -> str:
+def last_words(log: Path, count: int = 3) -> list[str]:
     """The last lines of a log that are not Slurm's own."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    own = [line for line in lines if not line.startswith(("srun:", "slurmstepd"))] or lines
-    return f"{' / '.join(own[-2:])} ({log})"
+    return ([line for line in lines if not line.startswith(("srun:", "slurmstepd"))] or lines)[-count:]
 
 
 def noted(sweep: Path) -> Path | None:

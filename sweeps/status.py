@@ -150,7 +150,7 @@ def table(runs: Path, name: str, views: Sequence[ChainView]) -> list[str]:
             lines.append(_cut(f"  {'':<{width}} DIVERGED: {view.diverged}"))
         if view.log and (view.state == "failed" or view.tail):
             lines.append(f"  {'':<{width}} log: {_short(view.log, runs)}")
-        lines += [_cut(f"  {'':<{width}}   {line}") for line in view.tail]
+        lines += [f"  {'':<{width}}   {line}" for line in view.tail]  # whole: the end of an error is its point
     return lines
 
 

@@ -24,7 +24,7 @@ from slurm.stuck import remedy, stuck
 from slurm.submit import log_of
 from slurm.submitted import Submitted, claim, read_submitted
 from slurm.traces import without_trace
-from sweeps.preparing import waiting
+from sweeps.preparing import last_words, waiting
 
 TAIL_BYTES, TAIL_LINES = 8192, 3  # of a log
 FRESH_SECONDS = 90.0  # a heartbeat so young is that of a live process
@@ -94,7 +94,7 @@ def survey(runs: Path, name: str, queue: Sequence[Job] | None) -> list[ChainView
     ours = claim(queue or [], submitted, name, runs)
     jobs = by_chain(ours, name, runs)
     lost = without_trace(runs / name, submitted, ours) if queue is not None else []
-    copy = waiting(runs / name, queue)
+    copy, log = waiting(runs / name, queue)
     views = []
     for folder in run_folder.chain_folders(runs, name):
         method, seed = folder.parent.name, int(folder.name.rpartition("-")[2])
@@ -102,6 +102,8 @@ def survey(runs: Path, name: str, queue: Sequence[Job] | None) -> list[ChainView
         view = _view(folder, method, seed, alive, known=queue is not None)
         if copy and view.state in ("queued", "missing", "stuck"):
             view.note = copy  # Slurm ends the jobs of chains whose copy could not be made
+            if log:
+                view.log, view.tail, log = log, last_words(log), None  # once
         else:
             view.lost = _lost(view, lost)
         views.append(view)

@@ -52,7 +52,7 @@ def launch(data: Path, *more: str) -> int:
         "cluster.gpus_per_node=0",
     )
     net = ("backbone=small_cnn", "methods=[random]", "seeds=2")
-    return main([*sizes, *small, *net, *place, *cluster, *more])
+    return main([*sizes, *small, *net, *place, "cluster.prepare.cpus=2", *more])
 
 
 def copied(data: Path) -> Path:
@@ -72,12 +72,12 @@ def done(data: Path) -> int:
 
 
 def started(cluster: LocalSlurm, data: Path) -> bool:
-    """Whether the job that prepares is at work on images."""
+    """Whether the job that prepares has written images since the last save."""
     job = find(read_queue(), copied(data))
     progress = copied(data).with_name(".imagenet-raw.part") / ".progress.json"
-    return (
-        job is not None and job.state == "RUNNING" and progress.is_file() and progress.stat().st_mtime > time.time() - 2
-    )
+    if job is None or job.state != "RUNNING" or not progress.is_file() or progress.stat().st_mtime < time.time() - 2:
+        return False
+    return bool(json.loads(progress.read_text())["done"] > done(data))
 
 
 def test_it_is_preempted_twice_and_loses_its_node_and_no_image(
@@ -107,7 +107,7 @@ def test_it_is_preempted_twice_and_loses_its_node_and_no_image(
         assert launch(tmp_path) == 0  # somebody launches again meanwhile: nothing is submitted twice
         assert "0 jobs submitted" in capsys.readouterr().out
     assert reached == sorted(reached)
-    assert 0 < reached[1] < 2000, "it was not preempted on its way"
+    assert 0 < reached[-1] < 2000, "it was not struck on its way"
     wait_until(lambda: all(run_folder.committed_rounds(chain) == 1 for chain in chains), "the chains", 300)
     manifest = read_manifest(copied(tmp_path))
     assert manifest is not None
