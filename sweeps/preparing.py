@@ -6,10 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mal.data.said import read_said
-
 from mal.config.schema import Chain
 from mal.data.ffcv.prepared import MANIFEST, unfinished_folder
+from mal.data.progress_report import read_report
 from mal.files import write_json
 from mal.run.folder import read_json
 from slurm.preparing import find
@@ -65,7 +64,7 @@ def waiting(sweep: Path, queue: Sequence[Job] | None) -> tuple[str, Path | None]
     if copy is None or queue is None or (copy / MANIFEST).is_file():
         return "", None
     if job := find(queue, copy):
-        said = read_said(unfinished_folder(copy)) if job.state == "RUNNING" else None
+        said = read_report(unfinished_folder(copy)) if job.state == "RUNNING" else None
         left = "" if not said or said["seconds_left"] is None else f", {duration(said['seconds_left'])} left"
         at = f"{said['part']} {said['done']:,} of {said['total']:,}{left}" if said else job.reason or job.state.lower()
         return f"waits for the prepared copy (job {job.id}: {at})", None
