@@ -8,7 +8,10 @@
 # make lint    ruff and mypy; make format lets ruff rewrite what it can
 # make lock    resolves the newest versions that pyproject.toml allows into the two lock files
 # make clean   removes what the targets above made, results and figures excepted
-# Whatever is already there is not installed again.
+# make resolve prints what would be installed, and installs nothing
+# Whatever is already there is not installed again. The lock's torch needs a driver of CUDA 13 (580 or later). For an older one,
+# add TORCH=2.7 (that version, of CUDA 12.6) or TORCH=cu126 (PyTorch's own builds; cpu, rocm6.4 ...) to setup and to what
+# follows: it installs from the ranges of pyproject.toml instead of the lock.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,6 +25,11 @@ PY := .venv/bin/python
 INSTALL := $(UV) pip install --quiet --python $(PY) --compile-bytecode
 COMPILE := $(UV) pip compile --quiet --python-version 3.11 --upgrade --no-annotate --custom-compile-command "make lock"
 
+# empty, or what chooses torch: a version by a constraint, else one of uv's names of PyTorch's builds
+PIN := $(patsubst %,.tools/torch-%.txt,$(filter 2.%,$(TORCH)))
+CHOSEN := $(if $(PIN),--constraint $(PIN),$(addprefix --torch-backend=,$(TORCH)))
+OF := $(addprefix -,$(TORCH))
+
 # uv takes no Python but the one given, and does not read pip's settings: those of the environment are handed on
 export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV PYTHONPATH PYTHONDONTWRITEBYTECODE
@@ -32,9 +40,9 @@ ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
-.PHONY: setup demo study test chaos bench gpu lint format lock clean debian
+.PHONY: setup resolve demo study test chaos bench gpu lint format lock clean debian
 
-setup: .venv/.run
+setup: .venv/.run$(OF)
 
 demo: setup
 	$(PY) sweeps/launch.py dataset=digits seeds=3 cluster=local
@@ -44,25 +52,25 @@ demo: setup
 study: setup
 	$(PY) sweeps/study.py $(ARGS)
 
-test: debian .venv/.ffcv
+test: debian .venv/.ffcv$(OF)
 	$(PY) -m pytest $(ARGS)
 
-chaos: debian .venv/.dev
+chaos: debian .venv/.dev$(OF)
 	$(PY) -m pytest -m chaos
 	$(PY) -m tests.chaos $(ARGS)
 
-bench: .venv/.dev
+bench: .venv/.dev$(OF)
 	$(PY) -m benchmarks.table $(ARGS)
 
-gpu: .venv/.dev
+gpu: .venv/.dev$(OF)
 	$(PY) -m benchmarks.gpu $(ARGS)
 
-lint: .venv/.dev
+lint: .venv/.dev$(OF)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-format: .venv/.dev
+format: .venv/.dev$(OF)
 	.venv/bin/ruff check --fix --quiet || true
 	.venv/bin/ruff format
 
@@ -83,6 +91,15 @@ $(UV):
 $(PY): | $(UV)
 	$(UV) venv --quiet --clear --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
 
+ifdef TORCH
+.venv/.run$(OF): pyproject.toml $(PIN) | $(PY)
+	$(INSTALL) $(CHOSEN) --editable .
+	@touch $@
+
+.venv/.dev$(OF): .venv/.run$(OF)
+	$(INSTALL) $(CHOSEN) --editable '.[dev]'
+	@touch $@
+else
 .venv/.run: requirements.txt pyproject.toml | $(PY)
 	$(INSTALL) -r requirements.txt
 	$(INSTALL) --no-deps --no-build-isolation --editable .
@@ -92,9 +109,16 @@ $(PY): | $(UV)
 .venv/.dev: requirements-dev.txt .venv/.run
 	grep -v '^ffcv==' requirements-dev.txt | $(INSTALL) -r -
 	@touch $@
+endif
+
+.tools/torch-%.txt: | $(UV)
+	@echo 'torch==$*.*' > $@
+
+resolve: $(PIN) | $(UV)
+	@$(UV) pip compile --quiet --python-version 3.11 --no-annotate --no-header $(CHOSEN) pyproject.toml
 
 # built from source, with the locked setuptools rather than with whichever is the newest
-.venv/.ffcv: requirements-dev.txt .venv/.dev | debian
+.venv/.ffcv$(OF): requirements-dev.txt .venv/.dev$(OF) | debian
 	grep '^ffcv==' requirements-dev.txt | $(INSTALL) --no-deps --no-build-isolation -r -
 	@touch $@
 

@@ -105,3 +105,39 @@ def test_packages_and_their_data_are_declared() -> None:
         data = {path for path in (ROOT / package).rglob("*") if path.suffix in {".yaml", ".csv", ".html"}}
         covered = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
         assert data <= covered, f"not in the wheel: {sorted(map(str, data - covered))}"
+
+
+# ------------------------------------------------------------------------- another torch than the lock's
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """`make ...` in the checkout, which installs nothing where it only says or resolves."""
+    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize(
+    ("torch", "installs"),
+    [
+        (None, "-r requirements.txt"),
+        ("2.7", "--constraint .tools/torch-2.7.txt --editable ."),
+        ("cu126", "--torch-backend=cu126 --editable ."),
+    ],
+)
+def test_setup_takes_the_lock_unless_a_torch_is_named(torch: str | None, installs: str) -> None:
+    said = make("--dry-run", "--always-make", "setup", *([f"TORCH={torch}"] if torch else [])).stdout
+    assert installs in said
+    assert ("-r requirements.txt" in said) == (torch is None)
+
+
+@pytest.mark.parametrize(("torch", "cuda"), [("2.6", "12.4"), ("2.7", "12.6")])
+def test_the_ranges_allow_a_torch_for_older_drivers(torch: str, cuda: str) -> None:
+    """Resolution only: what would be installed, from a package index that answers."""
+    if not (ROOT / ".tools" / "bin" / "uv").is_file():
+        pytest.skip("no .tools/bin/uv: `make setup` puts it there")
+    done = make("resolve", f"TORCH={torch}")
+    if "Failed to fetch" in done.stderr or "client error" in done.stderr:
+        pytest.skip("no package index answers")
+    assert done.returncode == 0, done.stderr
+    found = requirements([line for line in done.stdout.splitlines() if "==" in line])
+    assert str(found["torch"].specifier).startswith(f"=={torch}.")
+    assert str(found["nvidia-cuda-runtime-cu12"].specifier).startswith(f"=={cuda}.")
