@@ -1,4 +1,4 @@
-"""Shared storage that fails for a moment: asked again with growing patience, as its silence is no answer."""
+"""Shared storage that fails for a moment: asked again with growing patience, as its silence is not an answer."""
 
 from __future__ import annotations
 

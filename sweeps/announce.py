@@ -15,7 +15,7 @@ from sweeps.loading import Loading, size
 from sweeps.plan import ChainPlan
 from sweeps.table import duration
 
-# Images a second that one GPU of today trains on at 224 pixels: assumed until rounds of the sweep tell better.
+# Images per second that one GPU of today trains on at 224 pixels: assumed until rounds of the sweep tell better.
 IMAGES_PER_S = {"resnet18": 3000.0, "vgg16_bn": 500.0, "drn_d_22": 400.0}
 MOST_PER_S = 30_000.0  # of small images, whose steps are bound by launching kernels
 SCAN = 3  # a pass without gradients is so much faster

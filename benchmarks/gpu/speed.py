@@ -37,7 +37,7 @@ STEPS = [
     ("drn_d_22", "bdd100k", "drn_d_22", 8, ()),
 ]
 REHEARSED = [("small_cnn 8x8", "digits", "small_cnn", 32, ())]
-ROUND_STEPS, ROUND_SECONDS = 39_062, 90.0  # of a round of MAL on CIFAR100, 128 + 128 images a step
+ROUND_STEPS, ROUND_SECONDS = 39_062, 90.0  # of a round of MAL on CIFAR100, 128 + 128 images per step
 
 
 def milliseconds(function: Callable[[], object], count: int = 20, turns: int = 3) -> float:
@@ -159,7 +159,7 @@ def _bare_scan(model: nn.Module, data: Data, device: Device, resident: Tensor) -
 
 
 def scans_against_bare_inference(bench: Bench) -> Found:
-    """Confidences of every image by a scan and by a bare loop, images a second."""
+    """Confidences of every image by a scan and by a bare loop, images per second."""
     shapes = (
         [("cifar100", "resnet18", 4096), ("imagenet", "resnet18", 2048)]
         if bench.cuda

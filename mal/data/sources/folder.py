@@ -1,7 +1,7 @@
-"""A user's own images: two folders with one folder a class, or two lists of paths and labels.
+"""A user's own images: two folders with one folder per class, or two lists of paths and labels.
 
 TRAIN_IMAGES/CLASS/**/NAME  TEST_IMAGES/CLASS/**/NAME
-dataset.train_list=FILE     a line for each image, `path label` or `path,label`, below dataset.train_images
+dataset.train_list=FILE     one line per image, `path label` or `path,label`, below dataset.train_images
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def read_folder(spec: Spec, data: Path) -> tuple[Files, Files]:
 
 
 def tree_splits(spec: Spec, train: Path, test: Path, key: str, test_key: str) -> tuple[Files, Files]:
-    """Two trees of one folder a class, which may have no test image; key, test_key: what to set where one is wrong."""
+    """Two trees of one folder per class, which may have no test image; key, test_key: what to set if one is wrong."""
     trees = list_classes(train, key), list_classes(test, test_key)
     classes = list(trees[0].classes)
     counted = sum(map(len, trees[1].classes.values())) == spec.test  # a launch counted them as they are, or nobody did

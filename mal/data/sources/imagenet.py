@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC2012): the tree that torchvision reads, or the three official archives as they were fetched.
+"""ImageNet (ILSVRC2012): the tree that torchvision reads, or the three official archives as they are downloaded.
 
     DATA/imagenet/train/nXXXXXXXX/*.JPEG  val/nXXXXXXXX/*.JPEG
     DATA/imagenet/ILSVRC2012_img_train.tar  ILSVRC2012_img_val.tar  ILSVRC2012_devkit_t12.tar.gz

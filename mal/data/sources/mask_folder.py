@@ -1,6 +1,6 @@
 """A user's own images with masks of classes, as Cityscapes lays them out.
 
-    ROOT/images/{train,val}/**/NAME.jpg  ROOT/masks/{train,val}/**/NAME.png  ROOT/classes.txt (a name a line)
+    ROOT/images/{train,val}/**/NAME.jpg  ROOT/masks/{train,val}/**/NAME.png  ROOT/classes.txt (one name per line)
 
 A mask's pixels are class numbers from 0, or 255 where a pixel is not counted. `test` may stand for `val`. What an
 image's name or a mask's ends in besides goes into dataset.image_suffix and dataset.mask_suffix.
