@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import nn
 
 from mal.config.schema import Chain
 from mal.data.augment import Augmentation, build_augmentation
-from mal.data.dataset import Dataset
+from mal.data.dataset import Dataset, same_pool
 from mal.data.image_set import Note
 from mal.data.loader import build_loader, count_workers, require_memory, visible_labels
 from mal.data.pixel_statistics import pixel_statistics
@@ -59,7 +60,16 @@ class Rounds:
         self.begun = progress
         self.interrupt, self.segmentation = interrupt, config.dataset.task == "segmentation"
         initial = initial_labelled(dataset.pool, config.initial, config.dataset.name, config.seed)
-        self.ledger = Ledger(chain, dataset.pool, dataset.digest, initial, config.budget, config.fingerprint())
+        self.ledger = Ledger(
+            chain,
+            dataset.pool,
+            dataset.digest,
+            initial,
+            config.budget,
+            config.fingerprint(),
+            config.fingerprints(),
+            partial(same_pool, dataset),
+        )
         if config.loader == "memory":
             require_memory((dataset.train, dataset.test), device.torch)
         # By one process for all: the others would wait for its lock, and it for them where it asks whether to stop.

@@ -47,6 +47,8 @@ def load_chain(path: Path) -> Chain:
 def differences(old: Chain, new: Chain) -> list[str]:
     """The keys on which two chains' results depend and that differ, as `task.lr: 0.01 -> 0.1`."""
     before, after = flat(asdict(old)), flat(asdict(new))
+    if new.loader in old.loaders():
+        before["loader"] = new.loader
     keys = [key for key in deciding(before) | deciding(after) if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 # Where and how a chain runs, not what it computes: left out of the fingerprint, free to differ between launches.
@@ -143,6 +143,15 @@ class Chain:
     def fingerprint(self) -> str:
         """SHA-256 of what decides the chain's results: all but the place it runs at and its number of rounds."""
         return hashlib.sha256(json.dumps(self.science(), sort_keys=True).encode()).hexdigest()
+
+    def loaders(self) -> tuple[str, ...]:
+        """The loaders that give the chain the same bytes, so that it may go on with another one of them."""
+        alike = ("memory", "torch", *(("ffcv",) if self.dataset.prepared == "raw" else ()))
+        return alike if self.loader in alike else (self.loader,)
+
+    def fingerprints(self) -> frozenset[str]:
+        """Those of the chain by each loader that gives the same bytes, its own among them."""
+        return frozenset(replace(self, loader=loader).fingerprint() for loader in self.loaders())
 
     def science(self) -> dict[str, Any]:
         """The part of the configuration under the fingerprint."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from mal.config.schema import Dataset as Spec
-from mal.data.ffcv.prepared import open_prepared
-from mal.data.image_set import Files, Labels, Readable, Split, hash_arrays
+from mal.data.ffcv.prepared import open_part, open_prepared, prepared_folder, read_manifest
+from mal.data.image_set import Files, Labels, Prepared, Readable, Split, hash_arrays
 from mal.data.sources.registry import SOURCES, stratified
 from mal.rng import generator
 from mal.run.ledger import Oracle
@@ -51,6 +51,24 @@ def load(
     pool = choose_pool(spec, train.labels, seed)
     digest = hash_arrays((pool, *train.identity()))
     return Dataset(spec, train, pool, Oracle(train.labels), test, digest, data)
+
+
+def same_pool(dataset: Dataset) -> frozenset[str]:
+    """The digests of the pool by every loader that gives these bytes: by the source and by its raw prepared copy.
+
+    Empty where the two are not both there, or the copy is of other files.
+    """
+    spec, data = dataset.spec, dataset.data
+    try:
+        manifest = read_manifest(folder := prepared_folder(spec, data, "raw"))
+        source = read_source(spec, data)[0] if isinstance(dataset.train, Prepared) else dataset.train
+    except ValueError:
+        return frozenset()
+    assert not isinstance(source, Prepared)
+    if manifest is None or hash_arrays(source.identity()) != manifest["parts"]["train"]["source"]:
+        return frozenset()
+    copy = open_part(folder, manifest, "train")
+    return frozenset(hash_arrays((dataset.pool, *each.identity())) for each in (source, copy))
 
 
 def read_source(spec: Spec, data: Path) -> tuple[Readable, Readable]:

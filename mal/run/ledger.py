@@ -6,6 +6,7 @@ be labelled (all of them, or what an imbalance or `dataset.pool` leaves).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -84,11 +85,23 @@ class Ledger:
     """The labelled set of each round of one chain, read from its committed rounds and checked against the pool."""
 
     def __init__(
-        self, chain: Path, pool: np.ndarray, pool_hash: str, initial: np.ndarray, budget: int, fingerprint: str
+        self,
+        chain: Path,
+        pool: np.ndarray,
+        pool_hash: str,
+        initial: np.ndarray,
+        budget: int,
+        fingerprint: str,
+        alike: Collection[str] = (),
+        same_pool: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """pool, initial: int64 sorted; pool_hash: of the pool's images and labels; fingerprint: its configuration's."""
+        """pool, initial: int64 sorted; pool_hash: of the pool's images and labels; fingerprint: its configuration's.
+
+        alike: fingerprints, same_pool: hashes of rounds by another loader that gave the same bytes.
+        """
         self.chain, self.pool, self.pool_hash = chain, pool, pool_hash
         self.initial, self.budget, self.fingerprint = initial, budget, fingerprint
+        self.alike, self.same_pool = alike, same_pool
 
     def state(self, number: int) -> State:
         """What round `number` starts from; raises `DamagedRun` where a round before it is not what it should be."""
@@ -105,12 +118,12 @@ class Ledger:
     def _check(self, committed: run_folder.Round) -> None:
         source = committed.folder / run_folder.LABELED
         pool_hash = str(committed.provenance.get("pool"))
-        if pool_hash != self.pool_hash:
+        if pool_hash != self.pool_hash and pool_hash not in self.same_pool():
             raise DamagedRun(
                 f"{committed.folder} was run on another pool ({pool_hash[:12]}) than the dataset gives now "
                 f"({self.pool_hash[:12]}): check data= or use another name=."
             )
-        if committed.provenance.get("fingerprint") != self.fingerprint:
+        if committed.provenance.get("fingerprint") not in (self.fingerprint, *self.alike):
             raise DamagedRun(
                 f"{committed.folder} was run with another configuration than {self.chain / run_folder.CONFIG} holds "
                 "now: put that file back as it was launched, or use another name=."

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from mal.chain import run_chain
 from mal.config.compose import compose_sweep
 from mal.config.frozen import load_chain, save_chain
 from mal.data import prepare
 from mal.files import write_atomic
+from mal.process.interrupt import Interrupt
 from mal.run import folder as run_folder
+from mal.run.folder import DamagedRun
 from sweeps.plan import ChainPlan, check_data, freeze, reconcile
+from tests.chains import outcome
 from tests.made_up_data import put, write_folders
 
 
@@ -92,3 +96,37 @@ def test_an_unknown_check_is_named(tmp_path: Path) -> None:
         ValueError, match=r"check=headrs is unknown; did you mean headers\? Allowed: full, headers, none"
     ):
         compose_sweep(["check=headrs"])
+
+
+@pytest.mark.ffcv
+def test_a_chain_goes_on_by_another_loader_of_the_same_bytes(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    where = [f"dataset.{part}_images={tmp_path}/{part}" for part in ("train", "test")]
+    arguments = ["dataset=folder", *where, "dataset.size=32", "dataset.crop=28", f"data={tmp_path}/data", "workers=1"]
+    assert prepare.main(arguments) == prepare.EXIT_DONE
+    fast = ["rounds=3", "seeds=1", "task.epochs=1", "task.batch=4", "threads=1", "workers=1"]
+    (plain,) = launched(tmp_path, *fast, "name=plain", "loader=memory")
+    run_chain(plain.folder, None, Interrupt())
+    for number, loader in enumerate(("memory", "torch", "ffcv"), 1):
+        (mixed,) = launched(tmp_path, *fast, "name=mixed", f"loader={loader}")
+        assert load_chain(mixed.folder / run_folder.CONFIG).loader == loader
+        run_chain(mixed.folder, number, Interrupt())
+    assert outcome(mixed.folder) == outcome(plain.folder)
+    with pytest.raises(ValueError, match=r"dataset\.prepared: raw -> jpg"):
+        planned(tmp_path, *fast, "name=mixed", "loader=torch", "dataset.prepared=jpg")
+
+
+@pytest.mark.ffcv
+def test_a_copy_of_other_files_is_another_pool_whatever_its_loader(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    where = [f"dataset.{part}_images={tmp_path}/{part}" for part in ("train", "test")]
+    arguments = ["dataset=folder", *where, "dataset.size=32", "dataset.crop=28", f"data={tmp_path}/data", "workers=1"]
+    assert prepare.main(arguments) == prepare.EXIT_DONE
+    changed = tmp_path / "train" / "ant" / "1.jpg"
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    fast = ["rounds=2", "seeds=1", "task.epochs=1", "task.batch=4", "threads=1", "workers=1"]
+    (plan,) = launched(tmp_path, *fast, "loader=memory")
+    run_chain(plan.folder, 1, Interrupt())
+    launched(tmp_path, *fast, "loader=ffcv")
+    with pytest.raises(DamagedRun, match="was run on another pool"):
+        run_chain(plan.folder, 2, Interrupt())
