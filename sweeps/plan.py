@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mal.chain import clear_failure, is_locked, read_failure
 from mal.config.compose import Sweep
@@ -181,7 +183,7 @@ def check_data(
 def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool, copy: Path | None) -> None:
     from mal.data.at_launch import Survey, survey
     from mal.data.dataset import load
-    from mal.data.image_set import Files, check_size
+    from mal.data.image_set import Files
     from mal.data.pixel_statistics import pixel_statistics
 
     surveys: dict[str, Survey] = {}
@@ -192,7 +194,8 @@ def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool, 
         asked = f"{config.dataset} {loader}"
         if (found := surveys.get(asked)) is None:
             place = Path(config.data)
-            found = survey(config.dataset, place, loader, plan.check, config.initial, remember=not dry_run)
+            cheap = partial(_check_size, config, host, gpu)
+            found = survey(config.dataset, place, loader, plan.check, config.initial, not dry_run, cheap)
             surveys[asked] = found
             print("\n".join(found.lines), flush=True)
         if plan.committed and found.spec != config.dataset:
@@ -208,12 +211,6 @@ def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool, 
         seen.add(key)
         dataset = load(config.dataset, Path(config.data), config.seed, loader, found.splits)
         pool = len(dataset.pool)
-        if config.loader == "memory":
-            images = len(dataset.train) + len(dataset.test)
-            if isinstance(dataset.train, Files):  # what is in memory already has its place
-                check_size(images, dataset.train.shape, host, "there for a chain")
-            if config.device != "cpu":
-                check_size(images, dataset.train.shape, gpu, "free on the GPU")
         needed = config.initial + (config.rounds - 1) * config.budget
         if needed > pool:
             raise ValueError(
@@ -224,13 +221,26 @@ def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool, 
             pixel_statistics(dataset, _said(f"{config.dataset.name}: mean of the pixels"))
 
 
+def _check_size(config: Chain, host: float, gpu: float, train: Any, test: Any) -> None:
+    """Refuse images that loader=memory has no room for."""
+    from mal.data.image_set import Files, check_size
+
+    if config.loader != "memory":
+        return
+    images = len(train) + len(test)
+    if isinstance(train, Files):  # what is in memory already has its place
+        check_size(images, train.shape, host, "there for a chain")
+    if config.device != "cpu":
+        check_size(images, train.shape, gpu, "free on the GPU")
+
+
 def _said(what: str) -> Callable[[int, int], None]:
     """Says how far a long pass is, now and then."""
     began = last = time.monotonic()
 
     def say(done: int, total: int) -> None:
         nonlocal last
-        if (now := time.monotonic()) - last > SAY_SECONDS:
+        if done and (now := time.monotonic()) - last > SAY_SECONDS:
             last = now
             left = (now - began) * (total - done) / done
             print(f"{what}: {done:,} of {total:,} images, {left:.0f} s left", flush=True)

@@ -38,13 +38,22 @@ class Survey:
     lines: list[str]
 
 
-def survey(spec: Spec, data: Path, loader: str, level: str, initial: int, remember: bool = True) -> Survey:
-    """Look at a dataset as its chains will read it.
+def survey(
+    spec: Spec,
+    data: Path,
+    loader: str,
+    level: str,
+    initial: int,
+    remember: bool = True,
+    cheap: Callable[[Split, Split], None] = lambda train, test: None,
+) -> Survey:
+    """Look at a dataset as its chains will read it; cheap: refuses what needs no look into files, before that.
 
     level: full, headers or none; initial: labels of round 0, for a warning; remember: whether what was found good is
     kept for the next launch; where it may not be, many files are not looked at. Raises ValueError listing the bad ones.
     """
     whole: list[Split] = list(open_prepared(spec, data) if loader == "ffcv" else read_source(spec, data))
+    cheap(whole[0], whole[1])
     checks: list[Checked | None] = [None, None]
     if level != "none":
         checks = [_checked(spec, part, split, level, data, remember) for part, split in zip(PARTS, whole, strict=True)]

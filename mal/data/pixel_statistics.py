@@ -30,7 +30,13 @@ def pixel_statistics(dataset: Dataset, note: Note = no_note) -> tuple[np.ndarray
     if isinstance(train, Arrays):
         return statistics(array_moments(train.images[pool]), pixels)
     name = f"{dataset.spec.name}-moments-{dataset.digest[:12]}"
-    found = computed(dataset.data, name, dataset.digest, lambda: {"moments": _decoded_moments(train, pool, note)})
+    found = computed(
+        dataset.data,
+        name,
+        dataset.digest,
+        lambda: {"moments": _decoded_moments(train, pool, note)},
+        lambda: note(0, len(pool)),
+    )
     return statistics(found["moments"], pixels)
 
 

@@ -109,6 +109,7 @@ def prepare(request: Request) -> int:
     splits = dict(zip(PARTS, read_source(request.spec, request.data), strict=True))
     for part, split in splits.items():
         expected = request.spec.train if part == "train" else request.spec.test
+        expected = len(split) if request.spec.skip_unpaired else expected
         check_split(request.spec.name, "training" if part == "train" else part, split, request.spec, expected)
     folder = prepared_folder(request.spec, request.data, request.compression.mode)
     folder.parent.mkdir(parents=True, exist_ok=True)

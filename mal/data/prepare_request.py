@@ -77,6 +77,7 @@ def read_request(arguments: Sequence[str]) -> Request:
         raise ValueError(f"mode={compression.mode}: images of {spec.name} are grey, which FFCV stores raw only.")
     workers = int(_number(options, "workers", 0, 4096, whole=True)) or len(os.sched_getaffinity(0))
     switches = {key: parse_boolean(key, options[key]) for key in ("verify", "skip_corrupt", "replace")}
+    switches["skip_corrupt"] |= spec.skip_corrupt
     return Request(spec, Path(options["data"]), compression, workers, **switches)
 
 

@@ -55,6 +55,18 @@ def test_all_bad_files_of_both_parts_are_listed_at_once(photos: Path, level: str
         assert f"{photos}/{name} cannot be read as an image" in str(refusal.value)
 
 
+def test_cheap_checks_come_before_any_file_is_looked_at(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(self: object, at: int) -> None:
+        raise AssertionError
+
+    def cheap(train: object, test: object) -> None:
+        raise ValueError("too large")
+
+    monkeypatch.setattr(check._Look, "one", looked)
+    with pytest.raises(ValueError, match="too large"):
+        survey(folder(photos).dataset, photos / "data", "memory", "full", 9, cheap=cheap)
+
+
 def test_a_cut_image_is_found_by_a_full_look(photos: Path) -> None:
     path = photos / "train" / "ant" / "1.jpg"
     path.write_bytes(path.read_bytes()[:-300])

@@ -9,11 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mal.data import decode
+from mal.config.compose import compose_sweep
+from mal.data import decode, prepare
+from mal.data.dataset import load
 from mal.data.decode import Reading, decode_image, decode_map, jpeg_sides, read_head
 from mal.data.image_set import Files, Store
 from mal.data.loader import build_loader
 from mal.listing import list_images
+from tests.made_up_data import put
 from tests.odd_images import HEIGHT, WIDTH, grey, huge, long_text, odd_images, oriented, photo, png, saved
 
 PLAIN = Reading(32, "stretch")
@@ -193,6 +196,24 @@ def test_what_is_no_map_of_classes_is_refused_by_its_head(content: bytes, words:
 
 
 # ------------------------------------------------------------------------- all loaders alike
+
+
+@pytest.mark.ffcv
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_a_raw_prepared_copy_has_the_same_bytes_of_every_odd_form(tmp_path: Path, exif: str) -> None:
+    for number, (name, content) in enumerate(GOOD.items()):
+        for part in ("train", "test"):
+            put(tmp_path / part / ("one", "two")[number % 2] / name, content)
+    where = [f"dataset.{part}_images={tmp_path}/{part}" for part in ("train", "test")]
+    fixed = ["dataset=folder", *where, "dataset.size=32", "dataset.crop=28", f"dataset.exif={exif}"]
+    assert prepare.main([*fixed, f"data={tmp_path}/data", "workers=1", "verify=true"]) == prepare.EXIT_DONE
+    chain = ["methods=[random]", "seeds=1", "rounds=1", "initial=1", "budget=1"]
+    spec = compose_sweep([*fixed, *chain]).chains[0].dataset
+    files, copy = load(spec, tmp_path / "data", 0).train, load(spec, tmp_path / "data", 0, "ffcv").train
+    assert isinstance(files, Files)
+    loader = build_loader("ffcv", copy, np.zeros(len(copy), np.int64), torch.device("cpu"))
+    found = loader.load(np.arange(len(copy))).images.numpy()
+    assert np.array_equal(found, np.stack([files.read(at) for at in range(len(files))]))
 
 
 @pytest.mark.parametrize("exif", [False, True])
