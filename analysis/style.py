@@ -72,6 +72,7 @@ BACKBONES = {
     "vgg16": "VGG16",
     "vgg16_bn": "VGG16",
     "small_cnn": "small CNN",
+    "small_cnn_32": "small CNN, 32 channels",
     "drn_d_22": "DRN-D-22",
     "small_drn": "small DRN",
 }

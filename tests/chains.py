@@ -29,7 +29,14 @@ from mal.training.loop import Trainer
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Device(torch.device("cpu"), bf16=False)
 # A second of work a round: small images, a narrow network, few steps.
-SMALL = ("dataset=digits", "backbone.width=4", "backbone.bottleneck=16", "backbone.discriminator=16", "threads=1")
+SMALL = (
+    "dataset=digits",
+    "backbone=small_cnn",
+    "backbone.width=4",
+    "backbone.bottleneck=16",
+    "backbone.discriminator=16",
+    "threads=1",
+)
 SHORT = (*SMALL, "rounds=2", "initial=20", "budget=20", "minimax.epochs=0.5", "task.epochs=0.5", "device=cpu")
 # Not the recipe of the data set, which may change: golden losses are those of these settings.
 SHORT = (*SHORT, "dataset.pad_crop=0", "minimax.lr_c=0.001", "minimax.weight_decay=0.0", "task.lr=0.001")

@@ -106,6 +106,7 @@ class AveragePool(nn.Module):
         return weights.to(like.device, non_blocking=True)
 
 
+@BACKBONES.register("small_cnn_32")
 @BACKBONES.register("small_cnn")
 def small_cnn(config: dict[str, Any], channels: int) -> nn.Module:
     """Not in the paper: a network that a CPU trains in seconds."""

@@ -323,7 +323,13 @@ OLDER, FINGERPRINT = "entropy_of_unlabeled", "402d917770b1d0343aedd81900889ad6f2
 
 
 # The settings of digits when the fingerprint was taken.
-DIGITS_BEFORE = ("dataset=digits", "dataset.pad_crop=0", "backbone.width=16", "minimax.epochs=10", "minimax.lr_c=0.001")
+DIGITS_BEFORE = (
+    "dataset=digits",
+    "dataset.pad_crop=0",
+    "backbone=small_cnn",
+    "minimax.epochs=10",
+    "minimax.lr_c=0.001",
+)
 DIGITS_BEFORE += ("minimax.weight_decay=0.0", "task.epochs=10", "task.lr=0.001")
 
 

@@ -16,7 +16,7 @@ REFUSED = {
     ),
     ("dataset=digits", "backbone=drn_d_22"): ("gives maps of features", "dataset.task=classification", "resnet18"),
     ("dataset.task=classification",): ("small_drn gives maps of features", "dataset.task=classification"),
-    ("dataset=digits", "dataset.task=segmentation"): ("small_cnn gives one feature vector", "small_drn"),
+    ("dataset=digits", "dataset.task=segmentation"): ("small_cnn_32 gives one feature vector", "small_drn"),
     ("methods=[random,badge]",): ("methods: badge is not defined", "only for classification", "entropy"),
     ("methods=[batchbald]",): ("methods: batchbald is not defined", "bald"),
     ("dataset.size=46",): ("dataset.size=46 must be a multiple of 4", "small_drn"),

@@ -18,7 +18,7 @@ from mal.run import folder as run_folder
 BEGUN = Path(__file__).with_name("begun_before")
 LAUNCHED = ("dataset=digits", "seeds=1", "rounds=3", "threads=1", "checkpoint_minutes=0.01", "minimax.epochs=4")
 # The data set's settings of that version.
-LAUNCHED += ("dataset.pad_crop=0", "backbone.width=16", "task.epochs=10", "task.lr=0.001")
+LAUNCHED += ("dataset.pad_crop=0", "backbone=small_cnn", "task.epochs=10", "task.lr=0.001")
 LAUNCHED += ("minimax.lr_c=0.001", "minimax.weight_decay=0", "loader=memory")
 
 
