@@ -7,10 +7,11 @@ reached.
 import heapq
 
 import numpy as np
-from numba import njit
+
+from mal.process.compiled import compiled
 
 
-@njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def squared_distance(x_D, y_D):  # type: ignore[no-untyped-def]
     """Squared Euclidean distance of two float32 rows, in float64."""
     total = 0.0
@@ -20,7 +21,7 @@ def squared_distance(x_D, y_D):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def dot(x_D, y_D):  # type: ignore[no-untyped-def]
     """Inner product of two rows, in float64."""
     total = 0.0
@@ -29,7 +30,7 @@ def dot(x_D, y_D):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _lowest(products_B, norms_B):  # type: ignore[no-untyped-def]
     low = norms_B[0] - np.float32(2) * products_B[0]
     for j in range(1, norms_B.size):
@@ -38,7 +39,7 @@ def _lowest(products_B, norms_B):  # type: ignore[no-untyped-def]
     return low
 
 
-@njit(cache=True)
+@compiled()
 def fold_products(products_RB, norms_B, first, rows_R, best_N, second_N, nearest_N):  # type: ignore[no-untyped-def]
     """Fold |c|^2 - 2 x.c of a block of centres into each row's two lowest values and the nearest centre."""
     for r in range(rows_R.size):
@@ -56,7 +57,7 @@ def fold_products(products_RB, norms_B, first, rows_R, best_N, second_N, nearest
         best_N[i], second_N[i], nearest_N[i] = best, second, nearest
 
 
-@njit(cache=True)
+@compiled()
 def _history(i, features_ND, centres_MD, picks_B, folded, gap, error, nearest):  # type: ignore[no-untyped-def]
     """Exact squared distance of candidate i to the first `folded` centres; by the nearest alone where certain."""
     labelled = centres_MD.shape[0]
@@ -73,7 +74,7 @@ def _history(i, features_ND, centres_MD, picks_B, folded, gap, error, nearest): 
     return low
 
 
-@njit(cache=True)
+@compiled()
 def pick_centres(  # type: ignore[no-untyped-def]
     features_ND, centres_MD, picks_B, picked, stop, pool_P, threshold, patience,
     low_N, high_N, seen_N, folded_N, best_N, second_N, nearest_N, error_N,
@@ -124,7 +125,7 @@ def pick_centres(  # type: ignore[no-untyped-def]
     return picked
 
 
-@njit(cache=True)
+@compiled()
 def nearer_embeddings(  # type: ignore[no-untyped-def]
     probabilities_NK, features_ND, errors_K, labels_N, norms_N, lengths_N, products_N, slack, centre, weights_N
 ):
@@ -151,7 +152,7 @@ def nearer_embeddings(  # type: ignore[no-untyped-def]
         weights_N[i] = min(weights_N[i], value)
 
 
-@njit(cache=True)
+@compiled()
 def settle_edges(points_RD, features_ND, doubtful, limit, inside):  # type: ignore[no-untyped-def]
     """Decide in float64 whether the doubtful pairs (flat positions in an R x N table) are nearer than the limit."""
     count = features_ND.shape[0]
@@ -159,7 +160,7 @@ def settle_edges(points_RD, features_ND, doubtful, limit, inside):  # type: igno
         inside[place] = squared_distance(points_RD[place // count], features_ND[place % count]) < limit
 
 
-@njit(cache=True)
+@compiled()
 def cover(starts, edges, covered_N, bounds_N, taken_N, picks_B, picked, stop):  # type: ignore[no-untyped-def]
     """Pick by most uncovered neighbours, lowest position first among equals; bounds_N are upper bounds throughout."""
     heap = [(-bounds_N[i], i) for i in range(bounds_N.size) if not taken_N[i]]

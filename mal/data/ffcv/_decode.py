@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding
-from numba import njit, types
+from numba import types
 from numba.core.typing import signature
 
 from mal.data.ffcv.library import library
+from mal.process.compiled import compiled
 
 _NAME = "mal_ffcv_imdecode"
 binding.add_symbol(_NAME, library())
@@ -23,7 +24,7 @@ _imdecode: Any = types.ExternalFunction(
 )
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def fill(indices_B, first, last, places_N, sizes_N, content, out_BP, height, width):  # type: ignore[no-untyped-def]
     """Rows first to last of a batch of images, from a file's content; the first row that cannot be decoded, else -1.
 
