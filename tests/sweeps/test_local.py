@@ -154,10 +154,10 @@ def test_the_pixels_mean_is_computed_once_at_launch(tmp_path: Path, monkeypatch:
     check_data(sweep, dry_run=True)
     assert not (tmp_path / "computed").exists()
     check_data(sweep)
-    (kept,) = (tmp_path / "computed").glob("*.npz")
+    (kept,) = (tmp_path / "computed").glob("*-moments-*.npz")
     before = kept.stat().st_mtime_ns
     check_data(folder_plans(tmp_path, "loader=memory", "name=another"))
-    assert [path.stat().st_mtime_ns for path in (tmp_path / "computed").glob("*.npz")] == [before]
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "computed").glob("*-moments-*.npz")] == [before]
 
 
 def test_a_pool_that_does_not_fit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
