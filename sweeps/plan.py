@@ -27,7 +27,6 @@ from mal.run.ledger import read_history
 
 MINIMUM_FREE_MIB = 100
 SHARED_WORK = 10**8  # as counted by `worth_sharing`; 128 images of 28x28 by a width of 16 are 26 million
-WIDE = ("resnet", "vgg", "drn")  # backbones that have no width of their own
 SAY_SECONDS = 30.0  # between two lines of a long pass over files
 
 
@@ -112,9 +111,8 @@ def worth_sharing(config: Chain) -> bool:
     3.6 times the processor seconds of one on 64 images of 8x8 and 1.6 times on 128 of 28x28; ResNet18, which has no
     `width`, 1.0 times.
     """
-    name, width = str(config.backbone["name"]), config.backbone.get("width")
-    # A data set's recipe for a narrow network gives its width to any other that is chosen with it.
-    if width is None or name.startswith(WIDE) or config.loader != "memory":  # the threads also read image files ahead
+    width = config.backbone.get("width")
+    if width is None or config.loader != "memory":  # the threads also read image files ahead
         return True
     seen = config.dataset.crop or config.dataset.size
     return max(config.minimax.batch, config.task.batch) * (seen * width) ** 2 >= SHARED_WORK
