@@ -104,10 +104,10 @@ def _measured(plans: Sequence[ChainPlan]) -> tuple[float, int] | None:
 def _knobs(config: Chain) -> str:
     """The keys that make a sweep smaller."""
     sections = [section for section in ("minimax", "task") if section == "task" or _plays(config)]
-    epochs = [f"{section}.epochs (now {getattr(config, section).epochs:g})" for section in sections]
-    lower = f"lower {', '.join(epochs)}, rounds ({config.rounds}), seeds, methods, or dataset.pool"
+    epochs = [f"{section}.epochs ({getattr(config, section).epochs:g})" for section in sections]
+    lower = f"lower {', '.join(epochs)}, rounds ({config.rounds}), seeds, methods, dataset.pool"
     of_pool = [f"{section}.epoch_of=labelled" for section in sections if getattr(config, section).epoch_of == "pool"]
-    return "; ".join([lower, *of_pool])
+    return "\n           ".join([lower, *([f"or {', '.join(of_pool)}"] if of_pool else [])])
 
 
 def _plays(config: Chain) -> bool:

@@ -170,8 +170,9 @@ def test_a_sweep_runs_to_its_end_and_says_so_in_plain_lines(done: tuple[Path, An
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     lines = ended.stdout.splitlines()
-    assert [line.split()[0] for line in lines[:2]] == ["mal/seed-0", "random/seed-0"]
-    assert all("new" in line for line in lines[:2])
+    assert lines[0].startswith("digits: 10 classes, 1,347 + 450 images")
+    assert [line.split()[0] for line in lines[1:3]] == ["mal/seed-0", "random/seed-0"]
+    assert all("new" in line for line in lines[1:3])
     assert sum("committed: 20 labels, accuracy" in line for line in lines) == 2
     assert sum("committed: 40 labels, accuracy" in line for line in lines) == 2
     assert "\x1b" not in ended.stdout
