@@ -70,7 +70,8 @@ def folder_chain(root: Path, *overrides: str) -> Chain:
 
 def test_a_chain_leaves_what_the_contract_says(undisturbed: dict[str, Path]) -> None:
     folder = undisturbed["mal"]
-    assert {path.name for path in folder.iterdir()} - {".lock"} == {"config.yaml", "windows.jsonl", "round-0", "round-1"}
+    left = {"config.yaml", "windows.jsonl", "round-0", "round-1"}
+    assert {path.name for path in folder.iterdir()} - {".lock"} == left
     assert {path.name for path in (folder / "round-0").iterdir()} == FILES | {"query.npy"}
     assert {path.name for path in (folder / "round-1").iterdir()} == FILES  # the last round asks for nothing
     first, second = (run_folder.read_round(run_folder.round_folder(folder, number)) for number in (0, 1))
