@@ -130,9 +130,11 @@ class LocalSlurm:
             child.wait(timeout=30)
         self._children.clear()
         if self._guard is not None:
+            # Not by closing its pipe: children forked meanwhile, a loader's workers say, hold it open too.
+            self._guard.kill()
+            self._guard.wait()
             assert self._guard.stdin is not None
             self._guard.stdin.close()
-            self._guard.wait(timeout=30)
             self._guard = None
 
     def start_controller(self) -> None:

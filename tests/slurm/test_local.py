@@ -1,5 +1,6 @@
 """The local cluster is a real one: jobs over two nodes, chains in order, preemption, lost nodes, restarts."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -132,6 +133,17 @@ def test_nothing_is_left_behind(cluster: LocalSlurm, short_folder: Path, tmp_pat
     assert not job_processes(second.folder)
     assert not _alive(int(text(log)))
     assert len(daemons(cluster.conf)) == 4
+
+
+def test_a_child_forked_meanwhile_does_not_keep_it_from_stopping(short_folder: Path) -> None:
+    with LocalSlurm(short_folder) as running:
+        child = os.fork()
+        if child == 0:
+            time.sleep(600)
+            os._exit(0)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert daemons(running.conf) == []
 
 
 def test_the_owner_s_sudden_death_stops_the_cluster(short_folder: Path) -> None:
