@@ -218,14 +218,14 @@ def test_storage_that_fails_for_a_moment_ends_no_chain(cluster: LocalSlurm, tmp_
     flag, library = tmp_path / "flag", failing_calls(tmp_path)
     setup = f"cluster.setup=['export LD_PRELOAD={library} FAULT_FLAG={flag}']"
     runs = tmp_path / "runs"
-    length = ["task.epochs=20", "checkpoint_minutes=0.02", "cluster.hang_minutes=0.2"]
+    length = ["task.epochs=60", "checkpoint_minutes=0.02", "cluster.hang_minutes=0.2"]
     assert launch([*SHORT, *length, *ON_SLURM, "methods=[random]", "seeds=1", setup, f"runs={runs}"]) == 0
     chain = runs / "digits" / "random" / "seed-0"
-    wait_until(lambda: list(chain.rglob("*.ckpt")), "the chain to train")
+    wait_until(lambda: list(chain.rglob("*.ckpt")), "the chain to train", timeout_s=180)
     flag.write_text(f"{errno.ESHUTDOWN} {runs}/digits/random slurm.job")
     time.sleep(4)
     flag.unlink()
-    wait_until(lambda: run_folder.committed_rounds(chain) == 1, "the first round")
+    wait_until(lambda: run_folder.committed_rounds(chain) == 1, "the first round", timeout_s=180)
     flag.write_text(f"{errno.EIO} {runs}/digits/random slurm.job")
     time.sleep(3)
     flag.unlink()
