@@ -80,6 +80,7 @@ def started(cluster: LocalSlurm, data: Path) -> bool:
     return bool(json.loads(progress.read_text())["done"] > done(data))
 
 
+@pytest.mark.chaos  # whether a blow falls while images are written is a matter of timing
 def test_it_is_preempted_twice_and_loses_its_node_and_no_image(
     cluster: LocalSlurm, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
