@@ -35,10 +35,11 @@ from analysis.reading import Chain, Runs, load
 from analysis.stats import area_under_budget
 from analysis.table import Table, mean_std
 from mal.files import run_command
+from mal.run import folder as run_folder
 
 TRIAL = re.compile(r"(.+)_t(\d+)")
 # These differ between chains without being settings.
-PLACE = ("seed", "method.name", "threads", "runs", "data", "keep_model", "keep_features", "keep_queries", "floor")
+NOT_SETTINGS = {"seed", "method.name", *run_folder.PLACE_KEYS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,7 +142,7 @@ def _area(rounds: pd.DataFrame, chain: Chain) -> float:
 
 def _settings(config: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
     """The keys that a trial changes."""
-    return {k: v for k, v in config.items() if k not in PLACE and preset.get(k) != v}
+    return {k: v for k, v in config.items() if k not in NOT_SETTINGS and preset.get(k) != v}
 
 
 if __name__ == "__main__":

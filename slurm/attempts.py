@@ -104,11 +104,6 @@ def write_end(chain: Path, job: int, restart: int, started: float, cause: str, h
     _append(chain, note | _life(chain, started) | {"ended": time.time()})
 
 
-def saved_since(chain: Path, moment: float) -> bool:
-    """Whether a checkpoint or a commit of the chain is younger than `moment`."""
-    return _last_save(chain) > moment
-
-
 def may_go_on(cause: str, attempts: Sequence[Attempt]) -> bool:
     """Whether a chain whose last attempt ended by `cause` is to be tried again; attempts: including that one."""
     budget = BUDGETS[cause]

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from mal.config.schema import deciding as deciding  # for analysis, which reads a config.yaml and imports this module
+# For analysis, which reads a config.yaml and imports this module.
+from mal.config.schema import PLACE_KEYS as PLACE_KEYS
+from mal.config.schema import deciding as deciding
 from mal.files import sha256_file, write_atomic, write_json
 
 CONFIG = "config.yaml"
