@@ -1,0 +1,274 @@
+"""ImageNet's size, rehearsed whole: made-up images in imagenet32's format, prepared, and rounds of the paper's protocol.
+
+    python -m benchmarks.rehearsal --out /var/tmp/scale          1,281,167 images, five methods; 9 GB of disk, hours
+    python -m benchmarks.rehearsal --out DIR --images 100000     for the growth from there on
+    python -m benchmarks.rehearsal --out DIR --faults            also kills the chain of coreset and the report
+
+All but training is as large as in the paper: 1,000 classes, 5% of the labels at first and 5% bought per round. Training
+is cut to a few hundred steps of a narrow network; what it would take at the paper's epochs is by the rule of the
+launch's plan. Each part is timed in the chain's own process (benchmarks/parts.py). What is there already is not done
+again, so that the command goes on where it was stopped. Prints tables in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.parts import run_timed
+from mal.config.compose import compose_sweep
+from mal.config.sizes import steps_of_round
+from mal.process.start import THREAD_VARIABLES
+from mal.run import folder as run_folder
+from sweeps.announce import images_per_second
+from sweeps.plan import freeze, reconcile, share_threads
+
+SIDE, CELLS, BATCHES, ROUNDS = 32, 8, 10, 2
+TRAINED = ("training", "scan")  # what may take as long as it takes
+LIMIT = 0.05  # of a round at the paper's epochs, for any other part
+
+
+@dataclass(frozen=True)
+class Work:
+    """One command beside the chains: seconds on the clock and of processors, memory at its peak (MiB)."""
+
+    name: str
+    seconds: float
+    cpu: float
+    mib: float
+
+
+def make_images(folder: Path, counts: tuple[int, int], classes: int, seed: int = 0) -> None:
+    """Write `counts` training and test images in the official pickles, train_data_batch_1 ... and val_data.
+
+    An image is its class's picture, a colour with a pattern of 8x8 cells, half covered by noise.
+    """
+    rng = np.random.default_rng(seed)
+    cells = rng.uniform(40, 215, (classes, 3, 1, 1)) + rng.normal(0, 60, (classes, 3, CELLS, CELLS))
+    pictures = np.kron(np.clip(cells, 0, 255).astype(np.uint8) // 2, np.ones((1, 1, 4, 4), np.uint8))
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [len(part) for part in np.array_split(np.arange(counts[0]), BATCHES)]
+    names = [f"train_data_batch_{number}" for number in range(1, BATCHES + 1)]
+    for name, count in zip([*names, "val_data"], [*parts, counts[1]], strict=True):
+        labels = rng.integers(0, classes, count)
+        pixels = rng.integers(0, 128, (count, 3 * SIDE**2), dtype=np.uint8)
+        pixels += pictures.reshape(classes, -1)[labels]
+        with (folder / name).open("wb") as file:
+            pickle.dump({"data": pixels, "labels": (labels + 1).tolist()}, file, protocol=4)
+
+
+def overrides(given: argparse.Namespace) -> list[str]:
+    """The sweep, as sweeps/launch.py takes it."""
+    cut = [f"{phase}.epochs={given.epochs}" for phase in ("minimax", "task")]
+    return [*protocol(given), *cut, "task.lr=0.1", f"runs={given.out}/runs", f"methods=[{given.methods}]"]
+
+
+def protocol(given: argparse.Namespace) -> list[str]:
+    """The paper's protocol on so many images."""
+    sizes = [f"dataset.{key}={getattr(given, key)}" for key in ("classes", "test")]
+    network = ["backbone=small_cnn", f"backbone.width={given.width}"]
+    place = [f"data={given.out}/data", "loader=ffcv", "device=cpu", "threads=1", "seeds=1", f"rounds={ROUNDS}"]
+    return ["dataset=imagenet32", f"dataset.train={given.images}", *sizes, *network, *place]
+
+
+def timed(name: str, *command: str | Path, log: Path, **variables: str) -> Work:
+    """Run a command of this Python to its end, its output to `log`."""
+    began = time.monotonic()
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)], stdout=output, stderr=subprocess.STDOUT, env=environment(**variables)
+        )
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{name} ended with status {process.returncode}: {log}")
+    return Work(name, time.monotonic() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """One thread per library, as a chain of one core has it."""
+    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), "OMP_WAIT_POLICY": "PASSIVE", **variables}
+
+
+def prepare(given: argparse.Namespace) -> None:
+    """The images and their prepared copy, where they are not there yet."""
+    source, works = given.out / "data" / "imagenet32", given.out / "works.jsonl"
+    if not (source / "val_data").is_file():
+        began, cpu = time.monotonic(), time.process_time()
+        make_images(source, (given.images, given.test), given.classes)
+        note(works, Work("making up the images", time.monotonic() - began, time.process_time() - cpu, 0))
+    if not (given.out / "data" / "prepared").is_dir():
+        keys = [word for word in protocol(given) if word.startswith(("dataset", "data="))]
+        note(works, timed("prepare", "-m", "mal.data.prepare", *keys, "workers=1", log=given.out / "prepare.log"))
+    if not (given.out / "launch.log").is_file():
+        words = ("sweeps/launch.py", *overrides(given), "cluster=local", "dry_run=true")
+        note(works, timed("plan of a launch", *words, log=given.out / "launch.log"))
+
+
+def note(path: Path, work: Work) -> None:
+    """Append a line."""
+    with path.open("a") as lines:
+        lines.write(json.dumps(dataclasses.asdict(work)) + "\n")
+
+
+def run_chains(given: argparse.Namespace) -> list[Path]:
+    """The chains of the sweep, `--at-once` at a time; their folders."""
+    plans = reconcile(compose_sweep(overrides(given)))
+    share_threads(plans, 1)
+    freeze(plans)
+    folders = [plan.folder for plan in plans]
+    waiting, running = [plan.folder for plan in plans if plan.to_run], []
+    while waiting or running:
+        while waiting and len(running) < given.at_once:
+            running.append(start(given, waiting.pop(0)))
+        time.sleep(0.5)
+        for process in [process for process in running if process.poll() is not None]:
+            running.remove(process)
+            if process.returncode:
+                raise SystemExit(f"a chain ended with status {process.returncode}: {given.out}/*.log")
+    return folders
+
+
+def start(given: argparse.Namespace, chain: Path, kill: str = "") -> subprocess.Popen[bytes]:
+    """A chain in a process of its own, which takes its parts down in OUT/METHOD.jsonl."""
+    name = "killed" if "killed" in chain.parts else chain.parent.name
+    command = [sys.executable, "-m", "benchmarks.rehearsal", "--out", str(given.out), "--chain", str(chain)]
+    with (given.out / f"{name}.log").open("ab") as log:
+        return subprocess.Popen([*command, "--kill", kill], stdout=log, stderr=log, env=environment())
+
+
+def faults(given: argparse.Namespace, chain: Path) -> str:
+    """Kill a twin of the chain in k-center and in the commit, and the report while it is written, and compare."""
+    twin = given.out / "killed" / chain.relative_to(given.out / "runs")
+    if not twin.is_dir():
+        twin.mkdir(parents=True)
+        shutil.copy(chain / run_folder.CONFIG, twin)
+        ended = [start(given, twin, kill).wait() for kill in ("select", "commit", "")]
+        assert ended == [-9, -9, 0], ended
+    same = [results(a) == results(b) for a, b in zip(*map(run_folder.round_folders, (chain, twin)), strict=True)]
+    assert all(same), same
+    return f"{len(same)} rounds after SIGKILL in k-center and in the commit: byte-identical"
+
+
+def results(folder: Path) -> dict[str, object]:
+    """What a committed round says, without what time and place it was made at."""
+    metrics = run_folder.read_round(folder).metrics
+    found = {key: value for key, value in metrics.items() if key not in ("seconds", "preemptions", "floor")}
+    names = (run_folder.LABELED, run_folder.QUERY, run_folder.HISTORY)
+    return found | {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+
+def report(given: argparse.Namespace) -> list[Work]:
+    """The curves and the status of the sweep."""
+    at = f"runs={given.out}/runs"
+    log = given.out / "report.log"
+    curves = timed("curves and report", "analysis/curves.py", at, f"out={given.out}/figures", log=log)
+    return [curves, timed("status", "sweeps/status.py", at, log=log)]
+
+
+def kill_report(given: argparse.Namespace, seconds: float) -> str:
+    """SIGKILL at three moments of the report; written again, it must be what it was."""
+    folder = given.out / "figures-killed"
+    command = [sys.executable, "analysis/curves.py", f"runs={given.out}/runs", f"out={folder}"]
+    for share in (0.6, 0.75, 0.9):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment())
+        time.sleep(share * seconds)
+        process.kill()
+        process.wait()
+    subprocess.run(command, stdout=subprocess.DEVNULL, env=environment(), check=True)
+    first, second = (contents(given.out / name) for name in ("figures", "figures-killed"))
+    assert first == second, [name for name in first | second if first.get(name) != second.get(name)]
+    return f"{len(first)} files of the report after three SIGKILLs: byte-identical"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read_parts(path: Path) -> dict[str, list[float]]:
+    """Of each part: own seconds, processor seconds and calls, summed over the chain's rounds, and the largest MiB."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0])
+    for line in path.read_text().splitlines():
+        part = json.loads(line)
+        row = sums[part["name"]]
+        row[:] = [row[0] + part["own"], row[1] + part["cpu"], max(row[2], part["mib"]), row[3] + 1]
+    return sums
+
+
+def tables(given: argparse.Namespace, chains: Sequence[Path], works: Sequence[Work]) -> str:
+    """The rehearsal's tables in Markdown."""
+    lines = [f"{given.images:,} images", "", "| command | s | processor s | MiB |", "|---|---|---|---|"]
+    lines += [f"| {work.name} | {work.seconds:,.1f} | {work.cpu:,.1f} | {work.mib:,.0f} |" for work in works]
+    lines += ["", "| method | part | calls | s | processor s | MiB | of a round |", "|---|---|---|---|---|---|---|"]
+    for chain in chains:
+        method = chain.parent.name
+        whole = paper_round(given, method)
+        for name, (own, cpu, mib, calls) in read_parts(given.out / f"{method}.jsonl").items():
+            share = "" if name.startswith(TRAINED) else f"{100 * own / ROUNDS / whole:.2f}%"
+            share += " TOO MUCH" if share and own / ROUNDS > LIMIT * whole else ""
+            lines.append(f"| {method} | {name} | {calls} | {own:,.1f} | {cpu:,.1f} | {mib:,.0f} | {share} |")
+    lines += ["", "| file of a round | bytes |", "|---|---|"]
+    for path in sorted(run_folder.round_folder(chains[0], 0).iterdir()):
+        lines.append(f"| {path.name} | {path.stat().st_size:,} |")
+    return "\n".join(lines)
+
+
+def paper_round(given: argparse.Namespace, method: str) -> float:
+    """Seconds of round 0 with ResNet18 at the paper's epochs on one GPU, by the rule of the launch's plan."""
+    words = [word for word in protocol(given) if not word.startswith("backbone")]
+    chain = compose_sweep([*words, "backbone=resnet18", f"methods=[{method}]"]).chains[0]
+    images = sum(steps * each for steps, each in steps_of_round(chain, 0, given.images).values())
+    return images / (images_per_second(chain) or np.nan)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=lambda word: Path(word).absolute(), required=True, help="folder of everything")
+    parser.add_argument("--images", type=int, default=1_281_167)
+    parser.add_argument("--test", type=int, default=50_000)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--width", type=int, default=8, help="of small_cnn, whose features are four times as many")
+    parser.add_argument("--epochs", type=float, default=0.05, help="of each training, of the pool")
+    parser.add_argument("--methods", default="coreset,mal,bald,entropy,random")
+    parser.add_argument("--at-once", type=int, default=2, help="chains at a time")
+    parser.add_argument("--faults", action="store_true", help="kill the chain of coreset and the report too")
+    parser.add_argument("--chain", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--kill", default="", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prepare, run, report, kill, print."""
+    given = arguments()
+    if given.chain:
+        name = "killed" if "killed" in given.chain.parts else given.chain.parent.name
+        run_timed(given.chain, given.out / f"{name}.jsonl", given.kill)
+        return
+    given.out.mkdir(parents=True, exist_ok=True)
+    prepare(given)
+    chains = run_chains(given)
+    works = [Work(**json.loads(line)) for line in (given.out / "works.jsonl").read_text().splitlines()]
+    works += report(given)
+    print(tables(given, chains, works), flush=True)
+    if given.faults:
+        print(faults(given, next(chain for chain in chains if chain.parent.name == "coreset")))
+        print(kill_report(given, next(work.seconds for work in works if work.name.startswith("curves"))))
+
+
+if __name__ == "__main__":
+    main()
