@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mal.process.memory import STATUS
+
 # Module, name in it, the part that it is.
 FUNCTIONS = (
     ("mal.data.dataset", "load", "open data"),
@@ -102,7 +104,7 @@ class Clock:
 
 def anonymous_mib() -> float:
     """Resident memory of this process that no file backs."""
-    with open("/proc/self/status") as lines:
+    with STATUS.open() as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
 
 

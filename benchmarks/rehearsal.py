@@ -1,4 +1,4 @@
-"""ImageNet's size, rehearsed whole: made-up images in imagenet32's format, prepared, and rounds of the paper's protocol.
+"""ImageNet's size, rehearsed whole: made-up images in imagenet32's format, prepared, and the paper's rounds on them.
 
     python -m benchmarks.rehearsal --out /var/tmp/scale          1,281,167 images, five methods; 9 GB of disk, hours
     python -m benchmarks.rehearsal --out DIR --images 100000     for the growth from there on
@@ -131,14 +131,18 @@ def run_chains(given: argparse.Namespace) -> list[Path]:
     freeze(plans)
     folders = [plan.folder for plan in plans]
     waiting, running = [plan.folder for plan in plans if plan.to_run], []
-    while waiting or running:
-        while waiting and len(running) < given.at_once:
-            running.append(start(given, waiting.pop(0)))
-        time.sleep(0.5)
-        for process in [process for process in running if process.poll() is not None]:
-            running.remove(process)
-            if process.returncode:
-                raise SystemExit(f"a chain ended with status {process.returncode}: {given.out}/*.log")
+    try:
+        while waiting or running:
+            while waiting and len(running) < given.at_once:
+                running.append(start(given, waiting.pop(0)))
+            time.sleep(0.5)
+            for process in [process for process in running if process.poll() is not None]:
+                running.remove(process)
+                if process.returncode:
+                    raise SystemExit(f"a chain ended with status {process.returncode}: {given.out}/*.log")
+    finally:
+        for process in running:  # of sessions of their own, as a launcher's
+            process.kill()
     return folders
 
 
@@ -147,7 +151,9 @@ def start(given: argparse.Namespace, chain: Path, kill: str = "") -> subprocess.
     name = "killed" if "killed" in chain.parts else chain.parent.name
     command = [sys.executable, "-m", "benchmarks.rehearsal", "--out", str(given.out), "--chain", str(chain)]
     with (given.out / f"{name}.log").open("ab") as log:
-        return subprocess.Popen([*command, "--kill", kill], stdout=log, stderr=log, env=environment())
+        return subprocess.Popen(
+            [*command, "--kill", kill], stdout=log, stderr=log, env=environment(), start_new_session=True
+        )
 
 
 def faults(given: argparse.Namespace, chain: Path) -> str:
