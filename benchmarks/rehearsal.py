@@ -33,7 +33,7 @@ from mal.config.compose import compose_sweep
 from mal.config.sizes import steps_of_round
 from mal.process.start import THREAD_VARIABLES
 from mal.run import folder as run_folder
-from sweeps.announce import images_per_second
+from sweeps.bill import images_per_second
 from sweeps.plan import freeze, reconcile, share_threads
 
 SIDE, CELLS, BATCHES, ROUNDS = 32, 8, 10, 2

@@ -11,14 +11,14 @@ from mal.config.compose import Sweep
 from mal.config.schema import Chain
 from mal.config.sizes import steps_of_round
 from mal.run import folder as run_folder
+from sweeps.bill import Rates, by_labelled, hours, images_of, rates_of
 from sweeps.loading import Loading, size
 from sweeps.plan import ChainPlan
 from sweeps.table import duration
 
-# Images per second that one GPU of today trains on at 224 pixels: assumed until rounds of the sweep tell better.
-IMAGES_PER_S = {"resnet18": 3000.0, "vgg16_bn": 500.0, "drn_d_22": 400.0}
-MOST_PER_S = 30_000.0  # of small images, whose steps are bound by launching kernels
-SCAN = 3  # a pass without gradients is so much faster
+SEVERAL = 4  # GPUs of a chain, in the example
+WORTH_SHARING = 4.0  # hours of a chain from which on several GPUs are offered
+NEXT = "\n           "  # a plan's next line
 PARAMETERS = {"resnet18": 12e6, "vgg16_bn": 40e6, "drn_d_22": 16e6}  # of F, C and D
 ROUND_FILES = 100_000  # bytes of a round's records beside its indices
 
@@ -34,14 +34,15 @@ def announce(sweep: Sweep, plans: Sequence[ChainPlan], loading: Loading, where: 
     methods = ", ".join(dict.fromkeys(plan.folder.parent.name for plan in to_run))
     many = f"{len(to_run)} chains ({methods}), {rounds} rounds to do, {config.rounds} in a chain"
     labels = f"{config.initial:,} at first, {config.budget:,} more after each round, of a pool of {pool:,} images"
+    rates = rates_of(sweep.runs, config)
     lines = {
         "chains": many,
         "labels": labels,
         "loader": f"{loading.loader}: {loading.reason}",
         "runs on": where,
         "steps": _steps(config, pool),
-        "takes": _takes(to_run, pool, gpus),
-        "less by": _knobs(config),
+        "takes": _takes(to_run, pool, gpus, rates),
+        "less by": _knobs(to_run, pool, rates),
         "disk": _disk(sweep, to_run, loading),
         "data": f"{config.dataset.root or config.data}",
         "results": f"{sweep.runs / sweep.name}",
@@ -59,35 +60,20 @@ def _steps(config: Chain, pool: int) -> str:
     return f"a round of {config.method['name']} has {' + '.join(told)}"
 
 
-def _takes(plans: Sequence[ChainPlan], pool: int, gpus: int) -> str:
+def _takes(plans: Sequence[ChainPlan], pool: int, gpus: int, rates: Rates) -> str:
     measured = _measured(plans)
     if measured is not None:
         seconds, count = measured
         unit = f"{seconds * max(1, gpus) / 3600:,.1f} GPU-hours" if gpus else duration(seconds)
         return f"about {unit} of rounds, by the {count} committed so far"
-    images = sum(_images(plan, pool) for plan in plans)
-    work = f"{images:.3g} images through {plans[0].config.backbone['name']}"
-    rate = images_per_second(plans[0].config)
-    if rate is None:
+    images = images_of(plans, pool)
+    work = f"{sum(images.values()):.3g} images through {plans[0].config.backbone['name']}"
+    found = hours(images, rates)
+    if found is None:
         return f"{work}; how long that takes is known after the first round"
     here = "" if gpus else "; on CPUs known after the first round"
-    return f"about {images / rate / 3600:,.1f} GPU-hours: {work} at {rate:,.0f} images/s, which is assumed{here}"
-
-
-def images_per_second(config: Chain) -> float | None:
-    """What is assumed of one GPU; None for a backbone that nothing is known of."""
-    side = config.dataset.crop or config.dataset.size
-    rate = IMAGES_PER_S.get(str(config.backbone["name"]))
-    return None if rate is None else min(MOST_PER_S, rate * (224 / side) ** 2)
-
-
-def _images(plan: ChainPlan, pool: int) -> float:
-    """Images trained on in the rounds to do; those only looked at count a third."""
-    total = 0.0
-    for number in range(plan.committed, plan.target):
-        total += sum(count * images for count, images in steps_of_round(plan.config, number, pool).values())
-        total += (pool + plan.config.dataset.test) / SCAN
-    return total
+    phases = " + ".join(f"{count:,.1f} {phase}" for phase, count in found.items())
+    return f"about {sum(found.values()):,.1f} GPU-hours: {phases}{NEXT}{work} at {rates}{here}"
 
 
 def _measured(plans: Sequence[ChainPlan]) -> tuple[float, int] | None:
@@ -101,13 +87,21 @@ def _measured(plans: Sequence[ChainPlan]) -> tuple[float, int] | None:
     return (sum(seconds) / len(seconds) * rounds, len(seconds)) if seconds else None
 
 
-def _knobs(config: Chain) -> str:
-    """The keys that make a sweep smaller."""
+def _knobs(plans: Sequence[ChainPlan], pool: int, rates: Rates) -> str:
+    """The keys that make a sweep smaller, and what those two change that leave its rounds, labels and methods alone."""
+    config = plans[0].config
     sections = [section for section in ("minimax", "task") if section == "task" or _plays(config)]
     epochs = [f"{section}.epochs ({getattr(config, section).epochs:g})" for section in sections]
-    lower = f"lower {', '.join(epochs)}, rounds ({config.rounds}), seeds, methods, dataset.pool"
+    lines = [f"lower {', '.join(epochs)}, rounds ({config.rounds}), seeds, methods, dataset.pool"]
     of_pool = [f"{section}.epoch_of=labelled" for section in sections if getattr(config, section).epoch_of == "pool"]
-    return "\n           ".join([lower, *([f"or {', '.join(of_pool)}"] if of_pool else [])])
+    now, then = (hours(images_of(each, pool), rates) for each in (plans, by_labelled(plans)))
+    if of_pool:
+        less = f": {sum(then.values()):,.1f} GPU-hours" if then else ""
+        lines.append(f"or {', '.join(of_pool)}{less}")
+    if now and (each := sum(now.values()) / len(plans)) >= WORTH_SHARING:
+        several = f"{each / SEVERAL:,.1f} h at best instead of {each:,.1f}"
+        lines.append(f"or, on Slurm, cluster.gpus_per_node={SEVERAL}, which share each batch: a chain in {several}")
+    return NEXT.join(lines)
 
 
 def _plays(config: Chain) -> bool:
