@@ -5,9 +5,9 @@
     python -m benchmarks.rehearsal --out DIR --faults            also kills the chain of coreset and the report
 
 All but training is as large as in the paper: 1,000 classes, 5% of the labels at first and 5% bought per round. Training
-is cut to a few hundred steps of a narrow network; what it would take at the paper's epochs is by the rule of the
-launch's plan. Each part is timed in the chain's own process (benchmarks/parts.py). What is there already is not done
-again, so that the command goes on where it was stopped. Prints tables in Markdown.
+is cut to a few hundred steps of a narrow network on crops of 16 pixels, and BALD to 5 passes; what a round would take
+at the paper's epochs is by the rule of the launch's plan. Each part is timed in the chain's own process (parts.py).
+What is there already is not done again, so that the command goes on where it was stopped. Prints tables in Markdown.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from sweeps.bill import images_per_second
 from sweeps.plan import freeze, reconcile, share_threads
 
 SIDE, CELLS, BATCHES, ROUNDS = 32, 8, 10, 2
+PASSES = 5  # of BALD
 TRAINED = ("training", "scan")  # what may take as long as it takes
 LIMIT = 0.05  # of a round at the paper's epochs, for any other part
 
@@ -73,15 +74,16 @@ def make_images(folder: Path, counts: tuple[int, int], classes: int, seed: int =
 def overrides(given: argparse.Namespace) -> list[str]:
     """The sweep, as sweeps/launch.py takes it."""
     cut = [f"{phase}.epochs={given.epochs}" for phase in ("minimax", "task")]
-    return [*protocol(given), *cut, "task.lr=0.1", f"runs={given.out}/runs", f"methods=[{given.methods}]"]
+    narrow = ["backbone=small_cnn", f"backbone.width={given.width}", f"dataset.crop={given.crop}", "task.lr=0.1"]
+    passes = [f"method.passes={PASSES}"] if "bald" in given.methods else []
+    return [*protocol(given), *narrow, *cut, *passes, f"runs={given.out}/runs", f"methods=[{given.methods}]"]
 
 
 def protocol(given: argparse.Namespace) -> list[str]:
     """The paper's protocol on so many images."""
     sizes = [f"dataset.{key}={getattr(given, key)}" for key in ("classes", "test")]
-    network = ["backbone=small_cnn", f"backbone.width={given.width}"]
     place = [f"data={given.out}/data", "loader=ffcv", "device=cpu", "threads=1", "seeds=1", f"rounds={ROUNDS}"]
-    return ["dataset=imagenet32", f"dataset.train={given.images}", *sizes, *network, *place]
+    return ["dataset=imagenet32", f"dataset.train={given.images}", *sizes, *place]
 
 
 def timed(name: str, *command: str | Path, log: Path, **variables: str) -> Work:
@@ -219,26 +221,36 @@ def tables(given: argparse.Namespace, chains: Sequence[Path], works: Sequence[Wo
     """The rehearsal's tables in Markdown."""
     lines = [f"{given.images:,} images", "", "| command | s | processor s | MiB |", "|---|---|---|---|"]
     lines += [f"| {work.name} | {work.seconds:,.1f} | {work.cpu:,.1f} | {work.mib:,.0f} |" for work in works]
-    lines += ["", "| method | part | calls | s | processor s | MiB | of a round |", "|---|---|---|---|---|---|---|"]
+    head = ("method", "part", "calls", "s", "processor s", "MiB", "of a round at 224 pixels", "at 32 pixels")
+    lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for chain in chains:
         method = chain.parent.name
-        whole = paper_round(given, method)
+        rounds = paper_rounds(given, method)
         for name, (own, cpu, mib, calls) in read_parts(given.out / f"{method}.jsonl").items():
-            share = "" if name.startswith(TRAINED) else f"{100 * own / ROUNDS / whole:.2f}%"
-            share += " TOO MUCH" if share and own / ROUNDS > LIMIT * whole else ""
-            lines.append(f"| {method} | {name} | {calls} | {own:,.1f} | {cpu:,.1f} | {mib:,.0f} | {share} |")
+            shares = ["" if name.startswith(TRAINED) else share(cpu / ROUNDS / whole) for whole in rounds]
+            lines.append(
+                f"| {method} | {name} | {calls} | {own:,.1f} | {cpu:,.1f} | {mib:,.0f} | {' | '.join(shares)} |"
+            )
     lines += ["", "| file of a round | bytes |", "|---|---|"]
     for path in sorted(run_folder.round_folder(chains[0], 0).iterdir()):
         lines.append(f"| {path.name} | {path.stat().st_size:,} |")
     return "\n".join(lines)
 
 
-def paper_round(given: argparse.Namespace, method: str) -> float:
-    """Seconds of round 0 with ResNet18 at the paper's epochs on one GPU, by the rule of the launch's plan."""
-    words = [word for word in protocol(given) if not word.startswith("backbone")]
-    chain = compose_sweep([*words, "backbone=resnet18", f"methods=[{method}]"]).chains[0]
-    images = sum(steps * each for steps, each in steps_of_round(chain, 0, given.images).values())
-    return images / (images_per_second(chain) or np.nan)
+def share(part: float) -> str:
+    """In percent, and whether it is more than a part may take."""
+    return f"{100 * part:.2f}%" + (" TOO MUCH" if part > LIMIT else "")
+
+
+def paper_rounds(given: argparse.Namespace, method: str) -> list[float]:
+    """Seconds of round 0 at the paper's epochs on one GPU by the rule of the launch's plan, at 224 and 32 pixels."""
+    seconds = []
+    for dataset in ("imagenet", "imagenet32"):
+        words = [f"dataset={dataset}", f"dataset.train={given.images}", f"dataset.test={given.test}"]
+        chain = compose_sweep([*words, f"methods=[{method}]"]).chains[0]
+        images = sum(steps * each for steps, each in steps_of_round(chain, 0, given.images).values())
+        seconds.append(images / (images_per_second(chain) or np.nan))
+    return seconds
 
 
 def arguments() -> argparse.Namespace:
@@ -249,6 +261,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=50_000)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--width", type=int, default=8, help="of small_cnn, whose features are four times as many")
+    parser.add_argument("--crop", type=int, default=16, help="pixels of the 32 that networks see")
     parser.add_argument("--epochs", type=float, default=0.05, help="of each training, of the pool")
     parser.add_argument("--methods", default="coreset,mal,bald,entropy,random")
     parser.add_argument("--at-once", type=int, default=2, help="chains at a time")

@@ -1,4 +1,4 @@
-"""The commands of an installed package: mal-launch, mal-status, mal-cancel, mal-curves and mal-prepare.
+"""The commands of an installed package: mal-launch, mal-status, mal-cancel, mal-prune, mal-curves, mal-prepare.
 
 Those of the repository, `python sweeps/launch.py` and so on, are the same modules.
 """
@@ -25,6 +25,11 @@ def status() -> None:
 def cancel() -> None:
     """mal-cancel."""
     _run("sweeps.cancel")
+
+
+def prune() -> None:
+    """mal-prune."""
+    _run("sweeps.prune")
 
 
 def curves() -> None:

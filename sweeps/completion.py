@@ -1,4 +1,4 @@
-"""What the Tab key offers for launch.py, status.py and cancel.py: keys, then what a key takes; one word per line.
+"""What the Tab key offers for launch.py and the commands beside it: keys, then what a key takes; one word per line.
 
     source <(python sweeps/launch.py completion=bash)      # in a shell, or a line of ~/.bashrc
 
@@ -33,6 +33,7 @@ BOOLEAN = ("true", "false")
 OTHERS: dict[str, dict[str, Iterable[str]]] = {
     "status.py": {"runs": (), "name": (), "watch": BOOLEAN},
     "cancel.py": {"runs": (), "name": (), "method": (), "seed": ()},
+    "prune.py": {"runs": (), "name": (), "what": ("checkpoints", "logs", "code"), "apply": BOOLEAN},
 }
 BASH = """\
 _mal() {
@@ -41,7 +42,7 @@ _mal() {
     [[ $line == *" " ]] && words+=("")
     for script in "${words[@]:0:2}"; do
         case $script in
-            */launch.py|launch.py|*/status.py|status.py|*/cancel.py|cancel.py)
+            */launch.py|launch.py|*/status.py|status.py|*/cancel.py|cancel.py|*/prune.py|prune.py)
                 [[ ${words[0]} == *python* ]] && python=${words[0]}
                 local word=${words[-1]} IFS=$'\\n'
                 COMPREPLY=($("$python" COMPLETION "${script##*/}" "$word" "${words[@]}" 2>/dev/null))
@@ -53,7 +54,7 @@ _mal() {
     done
     compopt -o default
 }
-complete -F _mal python python3 launch.py status.py cancel.py
+complete -F _mal python python3 launch.py status.py cancel.py prune.py
 """
 
 

@@ -33,14 +33,12 @@ except ImportError as error:
     )
 
 from mal.config.options import parse_boolean, parse_options
-from mal.config.registry import nearest
 from mal.files import run_command
-from mal.run import folder as run_folder
 from slurm.client import NoSlurmError, SlurmError
 from slurm.squeue import Job, read_queue
 from slurm.submitted import read_submitted
 from slurm.traces import explain
-from sweeps.survey import ChainView, survey
+from sweeps.survey import ChainView, names_asked, survey
 
 WIDTH = 100
 WATCH_SECONDS = 10.0
@@ -60,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         options = parse_options([a for a in arguments if a != "--json"], {"runs": "runs", "name": "", "watch": "false"})
         watch = parse_boolean("watch", options["watch"])
         runs = Path(options["runs"])
-        names = _names(runs, options["name"])
+        names = names_asked(runs, options["name"])
         while True:
             sweeps, slurm = look(runs, names)
             show(runs, sweeps, slurm, as_json, clear=watch and sys.stdout.isatty())
@@ -232,16 +230,6 @@ def _plain(views: Sequence[ChainView]) -> list[dict[str, Any]]:
         | {key: getattr(view, key) for key in more}
         for view in views
     ]
-
-
-def _names(runs: Path, name: str) -> list[str]:
-    known = run_folder.sweep_names(runs)
-    if name and name not in known:
-        there = f"There are: {', '.join(known)}." if known else "There is none yet."
-        raise ValueError(f"name={name}: no such sweep under runs={runs}{nearest(name, known) or '.'} {there}")
-    if not known:
-        raise ValueError(f"runs={runs} holds no sweep: launch one with sweeps/launch.py, or set runs=.")
-    return [name] if name else known
 
 
 def _queue() -> tuple[list[Job] | None, str]:

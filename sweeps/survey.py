@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mal.chain import read_failure
+from mal.config.registry import nearest
 from mal.process.start import last_lines
 from mal.run import folder as run_folder
 from mal.run.heartbeat import read_progress
@@ -83,6 +84,17 @@ class ChainView:
         """Of the phase at work."""
         steps = self.heartbeat.get("steps") or 0
         return 100 * self.heartbeat["step"] / steps if steps else None
+
+
+def names_asked(runs: Path, name: str) -> list[str]:
+    """The sweep of that name, all where none is given. Raises ValueError where it is not under the runs folder."""
+    known = run_folder.sweep_names(runs)
+    if name and name not in known:
+        there = f"There are: {', '.join(known)}." if known else "There is none yet."
+        raise ValueError(f"name={name}: no such sweep under runs={runs}{nearest(name, known) or '.'} {there}")
+    if not known:
+        raise ValueError(f"runs={runs} holds no sweep: launch one with sweeps/launch.py, or set runs=.")
+    return [name] if name else known
 
 
 def survey(runs: Path, name: str, queue: Sequence[Job] | None) -> list[ChainView]:

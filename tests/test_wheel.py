@@ -87,6 +87,7 @@ def test_the_commands_work_beside_packages_of_the_same_names(scripts: Path, proj
     ran(scripts / "mal-curves", "name=digits", "figures=false", cwd=project, **variables)
     assert (project / "figures" / "digits" / "curves.csv").is_file()
     assert "0 jobs cancelled" in ran(scripts / "mal-cancel", "name=digits", cwd=project, **variables)
+    assert "chains are finished" in ran(scripts / "mal-prune", "name=digits", cwd=project, **variables)
     assert "dataset=NAME" in ran(scripts / "mal-prepare", "--help", cwd=project, **variables)
 
 

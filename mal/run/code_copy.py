@@ -6,6 +6,7 @@ launched goes on as it was launched while somebody edits the checkout. Needs no 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -39,6 +40,8 @@ def keep_code(sweep: Path) -> Path:
     """Copy the code under a sweep's folder RUNS/NAME, once for each hash; the copy's folder, RUNS/NAME/code/HASH."""
     folder = sweep.resolve() / CODE
     if (kept := folder / _hash_of(_sources())).is_dir():
+        with contextlib.suppress(OSError):
+            kept.touch()  # in use: sweeps/prune.py leaves young copies
         return kept
     part = folder / f".{socket.gethostname()}-{os.getpid()}"
     part.mkdir(parents=True)

@@ -170,7 +170,7 @@ def test_bash_completes_the_words_of_a_command_line(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------- a Python without the packages
 
 SCRIPTS = ["sweeps/launch.py", "sweeps/status.py", "sweeps/cancel.py", "sweeps/study.py", "sweeps/completion.py"]
-SCRIPTS += ["analysis/curves.py", "analysis/tuning.py", "-m mal.data.prepare", "-m slurm.local"]
+SCRIPTS += ["sweeps/prune.py", "analysis/curves.py", "analysis/tuning.py", "-m mal.data.prepare", "-m slurm.local"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,0 +1,133 @@
+"""Several processes at one chain: what a MAL step of ResNet18 costs when its batch is shared, and where the rest goes.
+
+    python -m benchmarks.scaling                 1, 2 and 4 processes with gloo on this machine, one thread each
+    python -m benchmarks.scaling --steps 20      more steps; the first two do not count
+
+strong: the global batch stays, 128 + 128 images. weak: each process keeps as many. Efficiency is one process's seconds
+per image over those of n, by the clock (at most cores / n where there are fewer cores) and in processor seconds of all
+processes together, which other work on the machine changes little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.measure import chain
+from benchmarks.training import inputs
+from mal.minimax import MinimaxObjective, build_networks
+from mal.process.device import prepare_device
+from mal.process.distributed import World, join
+from mal.process.start import THREAD_VARIABLES
+from mal.training.loop import Inputs
+
+BATCH, WARM, SIDE = 128, 2, 32
+SIZES = (1, 2, 4)
+
+
+@dataclass
+class Spent:
+    """Seconds by the clock and of the processor, so far."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its seconds added here."""
+
+        def timed(*given: Any, **named: Any) -> Any:
+            wall, cpu = time.perf_counter(), time.process_time()
+            try:
+                return function(*given, **named)
+            finally:
+                self.wall += time.perf_counter() - wall
+                self.cpu += time.process_time() - cpu
+
+        return timed
+
+
+def work(batch: int, steps: int) -> None:
+    """One process of a run: prints seconds per step, and those within its exchanges with the others, as JSON."""
+    config = chain("dataset=cifar100", "backbone=resnet18", "device=cpu", "threads=1", f"minimax.batch={batch}")
+    gradients, all_exchanges, whole = Spent(), Spent(), Spent()
+    World.sum_gradients = gradients.around(World.sum_gradients)  # type: ignore[method-assign]
+    World._meet = all_exchanges.around(World._meet)  # type: ignore[method-assign]
+    with join(cuda=False, minutes=10) as world:
+        device = prepare_device(config, world)
+        torch.manual_seed(0)
+        objective = MinimaxObjective(build_networks(config, device), config.minimax, device)
+        world.align(objective.modules.values())
+        share = world.share(batch)
+        count = share.stop - share.start
+        parts = {}
+        for name in ("labelled", "unlabelled"):
+            given = inputs(config, SIDE, count, device)
+            parts[name] = Inputs(given.images, given.labels, count / batch)
+        step = whole.around(lambda: world.sum_losses(objective.step(parts, 0.0)))
+        for number in range(WARM + steps):
+            if number == WARM:
+                for spent in (gradients, all_exchanges, whole):
+                    spent.wall = spent.cpu = 0.0
+            step()
+        found = {"step": whole, "gradients": gradients, "exchanges": all_exchanges}
+        print(json.dumps({name: [each.wall / steps, each.cpu / steps] for name, each in found.items()}), flush=True)
+
+
+def run(size: int, batch: int, steps: int) -> list[dict[str, list[float]]]:
+    """What each of `size` processes found."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(size):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables = {key: str(value) for key, value in names.items()} | dict.fromkeys(THREAD_VARIABLES, "1")
+        command = [sys.executable, "-m", "benchmarks.scaling", "--batch", str(batch), "--steps", str(steps)]
+        environment = {**os.environ, **variables, "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+    told = [process.communicate()[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), [process.returncode for process in processes]
+    return [json.loads(text) for text in told]
+
+
+def main() -> None:
+    """The table, in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=0, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.batch:
+        work(given.batch, given.steps)
+        return
+    print("| | processes | images per step | s per step | efficiency | processor s per step | efficiency | exchanges |")
+    print("|---|---|---|---|---|---|---|---|")
+    for kind in ("strong", "weak"):
+        alone: tuple[float, float] | None = None
+        for size in SIZES:
+            batch = BATCH * (size if kind == "weak" else 1)
+            found = run(size, batch, given.steps)
+            wall, cpu = found[0]["step"][0], sum(each["step"][1] for each in found)
+            per_image = size * wall / batch, cpu / batch
+            alone = alone or per_image
+            efficiency = [f"{first / now:.2f}" for first, now in zip(alone, per_image, strict=True)]
+            exchanged = sum(each["exchanges"][1] for each in found) / cpu
+            copied = sum(each["gradients"][1] for each in found) / cpu
+            print(
+                f"| {kind} | {size} | {2 * batch} | {wall:.2f} | {efficiency[0]} | {cpu:.2f} | {efficiency[1]} | "
+                f"{100 * exchanged:.1f}%, gradients with their copies {100 * copied:.1f}% |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
