@@ -2,8 +2,8 @@
 
 python -m benchmarks.kcenter [--images 100000 --dimensions 64]
 
-Features are a random layer with ReLU on 64 numbers of 1,000 classes; labelled and bought are the paper's 5% + 5%. Prints
-seconds, processor seconds and memory beyond the features.
+Features are a random layer with ReLU on 64 numbers of 1,000 classes; labelled and bought are the paper's 5% + 5%.
+Prints seconds, processor seconds and memory beyond the features.
 """
 
 from __future__ import annotations
