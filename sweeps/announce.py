@@ -42,7 +42,7 @@ def announce(sweep: Sweep, plans: Sequence[ChainPlan], loading: Loading, where: 
         "runs on": where,
         "steps": _steps(config, pool),
         "takes": _takes(to_run, pool, gpus, rates),
-        "less by": _knobs(to_run, pool, rates),
+        "less by": _knobs(to_run, pool, gpus, rates),
         "disk": _disk(sweep, to_run, loading),
         "data": f"{config.dataset.root or config.data}",
         "results": f"{sweep.runs / sweep.name}",
@@ -87,7 +87,7 @@ def _measured(plans: Sequence[ChainPlan]) -> tuple[float, int] | None:
     return (sum(seconds) / len(seconds) * rounds, len(seconds)) if seconds else None
 
 
-def _knobs(plans: Sequence[ChainPlan], pool: int, rates: Rates) -> str:
+def _knobs(plans: Sequence[ChainPlan], pool: int, gpus: int, rates: Rates) -> str:
     """The keys that make a sweep smaller, and what those two change that leave its rounds, labels and methods alone."""
     config = plans[0].config
     sections = [section for section in ("minimax", "task") if section == "task" or _plays(config)]
@@ -98,7 +98,7 @@ def _knobs(plans: Sequence[ChainPlan], pool: int, rates: Rates) -> str:
     if of_pool:
         less = f": {sum(then.values()):,.1f} GPU-hours" if then else ""
         lines.append(f"or {', '.join(of_pool)}{less}")
-    if now and (each := sum(now.values()) / len(plans)) >= WORTH_SHARING:
+    if gpus <= 1 and now and (each := sum(now.values()) / len(plans)) >= WORTH_SHARING:
         several = f"{each / SEVERAL:,.1f} h at best instead of {each:,.1f}"
         lines.append(f"or, on Slurm, cluster.gpus_per_node={SEVERAL}, which share each batch: a chain in {several}")
     return NEXT.join(lines)

@@ -242,6 +242,16 @@ def test_presets_are_the_papers_experiments(name, dataset, backbone, seeds, meth
     assert {(chain.initial, chain.budget) for chain in sweep.chains} == {(labels, labels)}
 
 
+def test_the_large_batch_is_figure_3_with_rates_by_its_size():
+    figure, large = (compose_sweep([f"experiment={name}"]) for name in ("figure3_imagenet", "imagenet_large_batch"))
+    for before, after in zip(figure.chains, large.chains, strict=True):
+        assert (before.method["name"], before.seed, before.rounds) == (after.method["name"], after.seed, after.rounds)
+        assert after.task.batch == 4 * before.task.batch
+        assert after.task.lr == pytest.approx(4 * before.task.lr)
+        assert after.minimax.batch == 4 * before.minimax.batch
+        assert after.minimax.lr_f == pytest.approx(2 * before.minimax.lr_f)
+
+
 def test_the_preset_of_all_methods_leaves_none_out():
     methods = OmegaConf.load(CONF / "experiment" / "digits_all.yaml").methods
     assert set(methods) == OURS - {"vaal", "vaal_published"}
