@@ -197,6 +197,6 @@ def train_minimax(config: Chain, trainer: Trainer, labelled: np.ndarray, unlabel
     m = config.minimax
     steps = steps_of(m.epochs, m.epoch_of, len(labelled) + len(unlabelled), len(labelled), m.batch)
     objective = MinimaxObjective(networks, m, trainer.device, steps)
-    trainer.run(PHASE, objective, {"labelled": labelled, "unlabelled": unlabelled}, m.batch, steps)
+    trainer.run(PHASE, objective, {"labelled": labelled, "unlabelled": unlabelled}, m.batch, steps, recipe=m)
     networks.eval()
     return networks

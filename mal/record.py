@@ -38,7 +38,10 @@ FEATURES_SAMPLE = 2000  # unlabelled images on a map of features
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a round arrived at. query: int64 (b,), None in a chain's last round; samples: further files by name."""
+    """What a round arrived at. query: int64 (b,), None in a chain's last round; samples: further files by name.
+
+    taken: phases that another chain had trained alike -> that chain, METHOD/seed-S.
+    """
 
     number: int
     state: State
@@ -49,6 +52,7 @@ class Outcome:
     samples: dict[str, bytes]
     floor: dict[str, float | None] | None
     history: dict[str, Any]
+    taken: dict[str, str]
     progress: Progress
 
 
@@ -74,7 +78,8 @@ class Recorder:
             weights = {name: tensor.cpu().contiguous() for name, tensor in outcome.model.state_dict().items()}
             files[run_folder.MODEL] = safetensors.torch.save(weights)
         files |= outcome.samples
-        files[run_folder.PROVENANCE] = self._provenance(outcome.state, outcome.progress)
+        provenance = self._provenance(outcome.state, outcome.progress)
+        files[run_folder.PROVENANCE] = provenance | ({"taken": outcome.taken} if outcome.taken else {})
         return files
 
     def _metrics(self, outcome: Outcome) -> dict[str, Any]:

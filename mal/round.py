@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
+import torch
 from torch import nn
 
 from mal.config.schema import Chain
@@ -31,8 +33,10 @@ from mal.process.device import Device
 from mal.process.interrupt import Interrupt
 from mal.record import Outcome, Recorder, samples
 from mal.run import folder as run_folder
+from mal.run.code_copy import code_hash
 from mal.run.heartbeat import Progress
 from mal.run.ledger import Ledger, State, check_query, initial_labelled, unlabelled
+from mal.run.shared import Shared
 from mal.task import train_task_model
 from mal.training.evaluate import Evaluation, evaluate, evaluate_maps
 from mal.training.floor import is_worth_it, simple_classifiers
@@ -114,8 +118,14 @@ class Rounds:
         finally:
             if self.interrupt.cause:
                 progress.leave(self.interrupt.cause)
-        outcome = Outcome(number, state, model, evaluation, signals, query, kept, floor, trainer.history, progress)
+        shared = trainer.shared
+        taken = shared.taken if shared else {}
+        outcome = Outcome(
+            number, state, model, evaluation, signals, query, kept, floor, trainer.history, taken, progress
+        )
         world.once(lambda: run_folder.commit(folder, self.recorder.files(outcome)))
+        if shared:
+            world.once(shared.clear)
 
     def _note(self, phase: str, steps: int) -> Note:
         """Beats the heart while images are decoded, and leaves where a stop is asked for."""
@@ -149,6 +159,7 @@ class Rounds:
             device=self.device,
             progress=progress,
             checkpoint_seconds=60 * self.config.checkpoint_minutes,
+            shared=self._shared() if number == 0 and self.config.share else None,
         )
         scanner = Scanner(
             self.augmentation,
@@ -161,6 +172,19 @@ class Rounds:
         remaining = unlabelled(self.dataset.pool, state.labelled)
         setting = Setting(self.config, number, state.labelled, remaining, loader, trainer, scanner)
         return setting, trainer, scanner
+
+    def _shared(self) -> Shared:
+        """What other chains may have trained alike in round 0, and all that decides it besides networks and steps."""
+        config, device, augmentation = self.config, self.device, self.augmentation
+        origin = {
+            "seed": config.seed,
+            "data": [self.dataset.digest, asdict(config.dataset), config.loaders()],
+            "pixels": [augmentation.mean.tolist(), augmentation.std.tolist()],
+            "arithmetic": [config.precision, config.tf32, config.sync_batch_norm, torch.get_num_threads()],
+            "machine": [device.name, device.world.size, torch.__version__, torch.version.cuda],
+            "code": code_hash(),
+        }
+        return Shared(self.chain, config, repr(origin))
 
     def _task_model(self, setting: Setting, trainer: Trainer) -> TaskModel:
         init = self.config.task.init

@@ -65,7 +65,8 @@ def train_task_model(
         model.load_state_dict(before)
     t = config.task
     steps = steps_of(t.epochs, t.epoch_of, pool, len(labelled), t.batch)
-    trainer.run(phase, Supervised(model, t, trainer.device), {"labelled": labelled}, t.batch, steps)
+    recipe = t if phase == PHASE else None
+    trainer.run(phase, Supervised(model, t, trainer.device), {"labelled": labelled}, t.batch, steps, recipe)
     return model
 
 

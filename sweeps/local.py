@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mal.process.start import last_lines, start_chain
 from mal.run import folder as run_folder
 from mal.run.code_copy import code_variables
 from sweeps.gpus import chains_on_each, free_mib, gpus, measured_mib
-from sweeps.plan import ChainPlan, cores
+from sweeps.plan import ChainPlan, cores, leaders_of
 from sweeps.table import Board, Row
 
 POLL_SECONDS = 0.1
@@ -65,14 +64,15 @@ def run_local(plans: list[ChainPlan], workers: int, board: Board, code: Path) ->
     interrupt = Interrupt()
     interrupt.install()
     rows = [board.add(plan) for plan in plans]
-    waiting = deque(row for row in rows if row.plan.to_run)
+    waiting = [row for row in rows if row.plan.to_run]
+    before = leaders_of(plans)
     running: list[Worker] = []
     devices = devices_of(plans)
     with board:
         while (waiting or running) and not interrupt.requested:
-            while waiting and len(running) < workers:
+            while len(running) < workers and (row := _next(waiting, running, before)) is not None:
                 slot = min(set(range(workers)) - {worker.slot for worker in running})
-                running.append(_start(waiting.popleft(), slot, devices, code))
+                running.append(_start(row, slot, devices, code))
             time.sleep(POLL_SECONDS)
             running = [worker for worker in running if not _finished(worker, board)]
             board.update()
@@ -82,6 +82,20 @@ def run_local(plans: list[ChainPlan], workers: int, board: Board, code: Path) ->
         board.say("Stopped; what was done is saved. The same command goes on from here.")
         return 130
     return 1 if any(row.status in ("failed", "locked", "interrupted") for row in rows) else 0
+
+
+def _next(waiting: list[Row], running: Sequence[Worker], before: Mapping[Path, Collection[Path]]) -> Row | None:
+    """Take from the waiting the first that does not wait for round 0 of a running chain, which trains the same.
+
+    before: the folders of such chains, by a chain's folder. None where there is none to start now.
+    """
+    busy = {
+        w.row.plan.folder for w in running if not run_folder.is_committed(run_folder.round_folder(w.row.plan.folder, 0))
+    }
+    row = next((row for row in waiting if not busy & set(before.get(row.plan.folder, ()))), None)
+    if row is not None:
+        waiting.remove(row)
+    return row
 
 
 def _start(row: Row, slot: int, devices: list[str], code: Path) -> Worker:

@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mal.chain import clear_failure, is_locked, read_failure
+from mal.config.alike import leaders
+from mal.config.checks import pool_size
 from mal.config.compose import Sweep
 from mal.config.frozen import amended, differences, load_chain, save_chain
 from mal.config.schema import Chain, Dataset
@@ -94,6 +96,15 @@ def freeze(plans: list[ChainPlan]) -> None:
                 write_atomic(path, save_chain(plan.config).encode())
             elif load_chain(path) != plan.config:
                 write_atomic(path, amended(path, plan.config).encode())
+
+
+def leaders_of(plans: Sequence[ChainPlan]) -> dict[Path, list[Path]]:
+    """Folder of a chain to run -> those of earlier ones that train what its round 0 does, where it may take it."""
+    to_run = [plan for plan in plans if plan.to_run and not plan.committed and plan.config.share]
+    if not to_run:
+        return {}
+    found = leaders([plan.config for plan in to_run], pool_size(to_run[0].config.dataset))
+    return {to_run[place].folder: [to_run[i].folder for i in sorted(places)] for place, places in found.items()}
 
 
 def share_threads(plans: list[ChainPlan], share: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 # Where and how a chain runs, not what it computes: left out of the fingerprint, free to differ between launches.
 PLACE_KEYS = (
     *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features", "keep_queries", "floor"),
+    *("share",),
     *("checkpoint_minutes", "collective_minutes", "workers"),
     *("dataset.root", "dataset.train_images", "dataset.test_images", "dataset.train_list", "dataset.test_list"),
     *("dataset.val_labels", "dataset.max_pixels", "dataset.skip_corrupt", "dataset.skip_unpaired"),
@@ -134,6 +135,7 @@ class Chain:
     floor: str = added("auto")
     workers: int = added(0)
     tf32: bool = added(True)
+    share: bool = added(True)
     dataset: Dataset
     backbone: dict[str, Any]
     method: dict[str, Any]

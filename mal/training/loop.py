@@ -30,6 +30,7 @@ from mal.process.memory import peak_device_mib
 from mal.rng import torch_seed
 from mal.run import checkpoint
 from mal.run.heartbeat import Progress
+from mal.run.shared import Shared
 from mal.run.windows import diverged
 
 HISTORY_POINTS = 100
@@ -176,28 +177,42 @@ class Trainer:
         device: Device,
         progress: Progress,
         checkpoint_seconds: float,
+        shared: Shared | None = None,
     ) -> None:
-        """folder: working state of the round; identity: the round's configuration and parent; key: (seed, round)."""
+        """folder: working state of the round; identity: the round's configuration and parent; key: (seed, round).
+
+        shared: what other chains may have trained already; None: nothing is taken or kept.
+        """
         self.folder, self.identity, self.key = folder, identity, key
         self.loader, self.augmentation, self.device = loader, augmentation, device
-        self.progress, self.checkpoint_seconds = progress, checkpoint_seconds
+        self.progress, self.checkpoint_seconds, self.shared = progress, checkpoint_seconds, shared
         self.history: dict[str, dict[str, Any]] = {}
 
     def seed(self, phase: str, purpose: str) -> None:
         """Seed torch for a purpose outside the steps, such as the initialisation of a phase's networks."""
         self.device.seed(torch_seed(*self.key, phase, purpose))
 
-    def run(self, phase: str, objective: Objective, indices: Mapping[str, Any], batch: int, steps: int) -> None:
+    def run(
+        self,
+        phase: str,
+        objective: Objective,
+        indices: Mapping[str, Any],
+        batch: int,
+        steps: int,
+        recipe: object = None,
+    ) -> None:
         """Train `objective` for `steps` steps, from the last checkpoint of this phase where there is one.
 
-        indices: the int64 absolute indices to draw each named part of a step from, e.g. labelled and unlabelled.
+        indices: the int64 absolute indices to draw each named part of a step from, e.g. labelled and unlabelled;
+        recipe: the section of the configuration that decides a step, where other chains may train the same phase.
         Raises `Interrupted`, after saving, where a stop was asked for.
         """
         streams = {name: TrainingStream(i, batch, (*self.key, phase, name)) for name, i in indices.items()}
         history = History(window=max(1, math.ceil(steps / HISTORY_POINTS)))
         world, interrupt = self.device.world, self.progress.interrupt
         _check_batches(streams, world)
-        start = self._restore(phase, objective, history)
+        same = self._same(phase, objective, indices, batch, steps, recipe)
+        start = self._restore(phase, objective, history) or self._take(phase, same, objective, history, steps)
         world.align(objective.modules.values())
         for module in objective.modules.values():
             module.train()
@@ -222,6 +237,7 @@ class Trainer:
                 if stop:
                     interrupt.stop()
         world.align(objective.modules.values())  # each may have its own batch norm's statistics
+        self._keep(phase, same, objective, history)
         self.history[phase] = {"window": history.window, "losses": history.curves}
         if history.diverged:
             self.history[phase]["diverged"] = history.diverged
@@ -245,12 +261,7 @@ class Trainer:
                 "step": step,
                 "modules": {name: module.state_dict() for name, module in objective.modules.items()},
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in objective.optimizers.items()},
-                "history": {
-                    "curves": history.curves,
-                    "sums": history.sums,
-                    "first": history.first,
-                    "diverged": history.diverged,
-                },
+                "history": _state_of(history),
             },
         )
 
@@ -262,16 +273,58 @@ class Trainer:
             module.load_state_dict(state["modules"][name])
         for name, optimizer in objective.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        kept = state["history"]
-        history.curves, history.sums = kept["curves"], kept["sums"]
-        history.first, history.diverged = kept.get("first", {}), kept.get("diverged", "")
+        _set_history(history, state["history"])
         return int(state["step"])
+
+    def _same(
+        self, phase: str, objective: Objective, indices: Mapping[str, Any], batch: int, steps: int, recipe: object
+    ) -> str:
+        """What the phase has in common with those of other chains that end with the same; empty: nothing is shared."""
+        shared = self.shared
+        if shared is None or recipe is None:
+            return ""
+        return self.device.world.once(
+            lambda: shared.identity(phase, recipe, objective.modules, objective.optimizers, indices, batch, steps)
+        )
+
+    def _take(self, phase: str, same: str, objective: Objective, history: History, steps: int) -> int:
+        """The end of the phase from a chain that trained the same, where there is one: the step to go on from."""
+        if not same or self.shared is None:
+            return 0
+        state = self.shared.take(phase, same, self.device.torch, self.device.world)
+        if state is None:
+            return 0
+        for name, module in objective.modules.items():
+            module.load_state_dict(state["modules"][name])
+        _set_history(history, state["history"])
+        return steps
+
+    def _keep(self, phase: str, same: str, objective: Objective, history: History) -> None:
+        shared = self.shared
+        if same and shared is not None:
+            modules = {name: module.state_dict() for name, module in objective.modules.items()}
+            state = {"modules": modules, "history": _state_of(history)}
+            self.device.world.once(lambda: shared.keep(phase, same, state))
 
     def _path(self, phase: str) -> Path:
         return self.folder / f"{phase}.ckpt"
 
     def _identity(self, phase: str) -> str:
         return hashlib.sha256(f"{self.identity}/{phase}".encode()).hexdigest()
+
+
+def _state_of(history: History) -> dict[str, Any]:
+    return {
+        "curves": history.curves,
+        "sums": history.sums,
+        "first": history.first,
+        "diverged": history.diverged,
+    }
+
+
+def _set_history(history: History, state: Mapping[str, Any]) -> None:
+    history.curves, history.sums = state["curves"], state["sums"]
+    history.first, history.diverged = state.get("first", {}), state.get("diverged", "")
 
 
 def _check_batches(streams: Mapping[str, TrainingStream], world: World) -> None:
