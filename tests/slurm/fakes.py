@@ -20,6 +20,15 @@ def put_in_front(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) 
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+def forbidding_requeue(folder: Path) -> None:
+    """A scontrol, to be put in front, that answers as where a site forbids requeueing."""
+    refusal = 'echo "Requested operation is presently disabled for job $2" >&2; exit 1'
+    folder.mkdir(parents=True, exist_ok=True)
+    real = shutil.which("scontrol")
+    (folder / "scontrol").write_text(f'#!/bin/sh\n[ "$1" = requeue ] && {{ {refusal}; }}\nexec {real} "$@"\n')
+    (folder / "scontrol").chmod(0o755)
+
+
 FAILING_CALLS = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -29,13 +38,14 @@ FAILING_CALLS = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 /* While the file $FAULT_FLAG is there, calls on paths that hold its second word, in processes whose command line holds
-   its third, fail with the errno that is its first. */
-static int fails(const char *path) {
+   its third, fail with the errno that is its first; no space left (28) is for calls that write. */
+static int fails(const char *path, int writes) {
     const char *flag = getenv("FAULT_FLAG");
     char text[600], command[4096], part[400], who[100];
     int number, file, length;
@@ -45,6 +55,7 @@ static int fails(const char *path) {
     if (length <= 0) return 0;
     text[length] = 0;
     if (sscanf(text, "%d %399s %99s", &number, part, who) != 3 || !strstr(path, part)) return 0;
+    if (number == ENOSPC && !writes) return 0;
     file = syscall(SYS_openat, AT_FDCWD, "/proc/self/cmdline", O_RDONLY);
     length = syscall(SYS_read, file, command, sizeof command - 1);
     syscall(SYS_close, file);
@@ -57,14 +68,30 @@ static int fails(const char *path) {
 #define NEXT(name) static __typeof__(name) *next; if (!next) next = dlsym(RTLD_NEXT, #name)
 int open(const char *path, int flags, ...) {
     NEXT(open); va_list list; va_start(list, flags); int mode = va_arg(list, int); va_end(list);
-    return fails(path) ? -1 : next(path, flags, mode);
+    return fails(path, flags & O_CREAT) ? -1 : next(path, flags, mode);
 }
 int open64(const char *path, int flags, ...) {
     NEXT(open64); va_list list; va_start(list, flags); int mode = va_arg(list, int); va_end(list);
-    return fails(path) ? -1 : next(path, flags, mode);
+    return fails(path, flags & O_CREAT) ? -1 : next(path, flags, mode);
 }
-int stat(const char *path, struct stat *to) { NEXT(stat); return fails(path) ? -1 : next(path, to); }
-int stat64(const char *path, struct stat64 *to) { NEXT(stat64); return fails(path) ? -1 : next(path, to); }
+int stat(const char *path, struct stat *to) { NEXT(stat); return fails(path, 0) ? -1 : next(path, to); }
+int stat64(const char *path, struct stat64 *to) { NEXT(stat64); return fails(path, 0) ? -1 : next(path, to); }
+int mkdir(const char *path, mode_t mode) { NEXT(mkdir); return fails(path, 1) ? -1 : next(path, mode); }
+ssize_t write(int to, const void *bytes, size_t count) {
+    NEXT(write);
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", to);
+    int length = syscall(SYS_readlinkat, AT_FDCWD, link, path, sizeof path - 1);
+    path[length > 0 ? length : 0] = 0;
+    return fails(path, 1) ? -1 : next(to, bytes, count);
+}
+/* A file system without locks. */
+int flock(int file, int operation) {
+    NEXT(flock);
+    if (!getenv("NO_FLOCK")) return next(file, operation);
+    errno = ENOSYS;
+    return -1;
+}
 """
 
 

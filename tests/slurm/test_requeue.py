@@ -16,7 +16,7 @@ from slurm.submitted import read_submitted
 from sweeps.launch import main as launch
 from sweeps.status import main as status
 from tests.chains import SHORT
-from tests.slurm.fakes import put_in_front
+from tests.slurm.fakes import forbidding_requeue, put_in_front
 from tests.slurm_cluster import cluster, shared_cluster, wait_until
 
 __all__ = ["cluster", "shared_cluster"]
@@ -65,13 +65,7 @@ def test_a_node_with_a_broken_gpu_fails_no_chain(
 def test_a_job_that_nobody_requeues_submits_the_next_by_itself(cluster: LocalSlurm, tmp_path: Path) -> None:
     """The last job of its chain, at a site that forbids requeueing; preempted with some seconds of grace."""
     bare = tmp_path / "bin"
-    bare.mkdir()
-    refusal = "Requested operation is presently disabled for job"
-    real = cluster.run("sh", "-c", "command -v scontrol")
-    (bare / "scontrol").write_text(
-        f'#!/bin/sh\n[ "$1" = requeue ] && {{ echo "{refusal} $2" >&2; exit 1; }}\nexec {real} "$@"\n'
-    )
-    (bare / "scontrol").chmod(0o755)
+    forbidding_requeue(bare)
     runs = tmp_path / "runs"
     length = ["rounds=1", "minimax.epochs=20", "checkpoint_minutes=0.01", f"cluster.setup=['export PATH={bare}:$PATH']"]
     assert launch([*SHORT, *length, *ON_SLURM, "methods=[mal]", "seeds=1", f"runs={runs}"]) == 0
