@@ -105,7 +105,7 @@ class Storm:
         _, extra, found = SWEEPS[self.sweep]
         lines = [self.setup, *([found.format(folder=self.cluster.folder)] if found else [])]
         extra = [*extra, f"cluster.setup={lines}"]
-        extra += [] if self.sweep == "short limit" else ["cluster.hang_minutes=0.3"]
+        extra += [] if self.sweep == "short limit" else ["cluster.hang_minutes=0.7"]
         seeds = 2 if self.sweep == "two nodes" else SEEDS
         self.open, self.persons, self.idle = [], {}, {}
         runs = self.cluster.folder / f"runs-{self.sweeps}"
@@ -191,7 +191,7 @@ class Storm:
                 trial.cluster.run("scontrol", "release", str(held.id), check=False)
             else:
                 trial.extra = [*(word for word in trial.extra if word != "retry=true"), "retry=true"]
-                trial.launcher().wait(120)
+                trial.launcher().wait(300)
             self.idle.pop(seed)
             return
 

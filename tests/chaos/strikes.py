@@ -289,7 +289,7 @@ def launched_again(trial: Trial) -> Iterator[list[int]]:
 
 def _launch_again(trial: Trial) -> None:
     launcher = trial.launcher()
-    assert launcher.wait(120) in (0, 3), "launch.py failed"
+    assert launcher.wait(300) in (0, 3), "launch.py failed"
     check_no_doubles(trial)
 
 
@@ -349,8 +349,8 @@ STRIKES: dict[str, Strike] = {
     "node lost": node_lost,
     "node cut off": node_cut_off,
     "controller silent": controller_silent,
-    "storage, supervisor": storage_fails_for_supervisor,
-    "storage, workers": storage_fails_for_workers,
+    "storage fails for the supervisor": storage_fails_for_supervisor,
+    "storage fails for the workers": storage_fails_for_workers,
     "disk full": disk_full,
     "configuration late": configuration_late,
     "GPU broken": gpu_broken,
@@ -362,6 +362,6 @@ STRIKES: dict[str, Strike] = {
     "no python on the node": no_python,
 }
 INTERRUPTING = set(STRIKES) - {
-    "controller silent", "storage, supervisor", "storage, workers", "disk full", "suspended", "foreign jobs",
-    "comments rewritten", "launched again", "loader process killed", "node cut off",
+    "controller silent", "storage fails for the supervisor", "storage fails for the workers", "disk full",
+    "suspended", "foreign jobs",    "comments rewritten", "launched again", "loader process killed", "node cut off",
 }  # fmt: skip
