@@ -126,16 +126,14 @@ def show(runs: Path, sweeps: dict[str, list[ChainView]], slurm: str, as_json: bo
 
 def table(runs: Path, name: str, views: Sequence[ChainView]) -> list[str]:
     """A sweep's lines, none longer than 100 columns."""
-    width = min(32, max((len(view.name) for view in views), default=0))
+    width, wide = min(32, max((len(view.name) for view in views), default=0)), _cells_width(views)
     lines = [_cut(line) for line in _summary(name, views)]
     for view in views:
         cells = "".join(SIGNS[cell] for cell in view.cells)
         if len(cells) > MANY_ROUNDS:
             cells = _squeezed(cells)
         value = "" if view.value is None else f"{view.value:6.2f}%"
-        head = (
-            f"  {view.name:<{width}} {cells:<{_cells_width(views)}} {view.committed:>2}/{view.rounds:<2} {value:>7}  "
-        )
+        head = f"  {view.name:<{width}} {cells:<{wide}} {view.committed:>2}/{view.rounds:<2} {value:>7}  "
         detail = _detail(view)
         lines.append(
             _cut(f"{head}{view.state:<8} {detail.partition('; ')[0] if view.state == 'stuck' else detail}".rstrip())

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mal.chain import read_failure
+from mal.config.frozen import plain
 from mal.config.registry import nearest
 from mal.process.start import last_lines
 from mal.run import folder as run_folder
@@ -54,8 +53,8 @@ class ChainView:
     cells: list[str] = field(default_factory=list)
     note: str = ""
     log: Path | None = None
-    jobs: list[int] = field(default_factory=list)
-    lost: list[int] = field(default_factory=list)
+    jobs: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     diverged: str = ""
     tail: list[str] = field(default_factory=list)
     bad_nodes: list[str] = field(default_factory=list)
@@ -124,7 +123,7 @@ def survey(runs: Path, name: str, queue: Sequence[Job] | None) -> list[ChainView
 
 def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job], known: bool) -> ChainView:
     committed = run_folder.committed_rounds(folder)
-    view = ChainView(method, seed, folder, _rounds(folder, committed), committed, jobs=[job.id for job in jobs])
+    view = ChainView(method, seed, folder, _rounds(folder), committed, jobs=[job.id for job in jobs])
     seconds = _committed_seconds(view)
     heartbeat = read_progress(run_folder.round_folder(folder, committed)) or {}
     failure = read_failure(folder) if committed < view.rounds else None
@@ -164,16 +163,16 @@ def _look_for_work(view: ChainView, heartbeat: dict[str, Any], jobs: Sequence[Jo
         view.state, view.note = "unknown", "Slurm does not answer: its jobs, if any, are not known"
 
 
-def _lost(view: ChainView, lost: Sequence[Submitted]) -> list[int]:
+def _lost(view: ChainView, lost: Sequence[Submitted]) -> list[str]:
     if view.committed >= view.rounds:
         return []
     return [job.job for job in lost if view.name in job.chains]
 
 
-def _rounds(folder: Path, committed: int) -> int:
+def _rounds(folder: Path) -> int:
     try:
-        return int(OmegaConf.load(folder / run_folder.CONFIG).rounds)
-    except (OmegaConfBaseException, YAMLError, AttributeError, TypeError, ValueError):
+        return int(plain(folder / run_folder.CONFIG)["rounds"])
+    except (YAMLError, KeyError, TypeError, ValueError):
         raise run_folder.DamagedRun(
             f"{folder / run_folder.CONFIG} is not a chain's configuration; it was cut or edited."
         ) from None

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import copy
+import io
+import re
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -13,10 +18,18 @@ from yaml import YAMLError
 from mal.config.checks import validate
 from mal.config.schema import Chain, deciding, flat, newer
 
+# Chains of a sweep differ in the seed, thousands of times: what is read or written once holds for all seeds.
+_SEED = re.compile(r"^seed: (\d+)$", re.MULTILINE)
+_written: dict[str, str] = {}
+_read: dict[str, Chain] = {}
+
 
 def save_chain(chain: Chain) -> str:
     """The YAML of a chain's configuration."""
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(chain)))
+    key = repr(replace(chain, seed=0))
+    if key not in _written:
+        _written[key] = OmegaConf.to_yaml(OmegaConf.create(asdict(chain)))
+    return _SEED.sub(f"seed: {chain.seed}", _written[key])
 
 
 def amended(path: Path, chain: Chain) -> str:
@@ -35,13 +48,28 @@ def amended(path: Path, chain: Chain) -> str:
 def load_chain(path: Path) -> Chain:
     """The configuration that a chain was launched with; ValueError where the file is not one."""
     try:
-        chain = structured(OmegaConf.load(path), str(path))
+        text = path.read_text()
+        seeds, key = _SEED.findall(text), _SEED.sub("seed: 0", text)
+        if len(seeds) == 1 and key in _read:
+            return replace(copy.deepcopy(_read[key]), seed=int(seeds[0]))
+        chain = structured(OmegaConf.load(io.StringIO(text)), str(path))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: launch the chain with sweeps/launch.py first.") from None
     except YAMLError as error:
         raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]}); it was cut or edited.") from None
     validate(chain)
+    _read[key] = copy.deepcopy(chain)
     return chain
+
+
+def plain(path: Path) -> dict[str, Any]:
+    """A configuration as it stands in its file, of any version; the seed is not looked at. Errors: YAMLError."""
+    return _plain(_SEED.sub("seed: 0", path.read_text()))
+
+
+@cache
+def _plain(text: str) -> Any:
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def differences(old: Chain, new: Chain) -> list[str]:
