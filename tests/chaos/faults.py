@@ -47,7 +47,7 @@ def preempted(trial: Trial) -> None:
     def hit() -> int:
         found = len(trial.running())
         command = ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
-        job = int(trial.cluster.run(*command, "--wrap=sleep 1"))
+        job = trial.cluster.run(*command, "--wrap=sleep 1")
         wait_for(lambda: not any(j.id == job for j in read_queue()), "the preempting job")
         return found
 

@@ -32,6 +32,7 @@ from tests.slurm.fakes import failing_calls, forbidding_requeue
 
 ROUNDS, SEEDS = 3, 4
 LONGEST_SECONDS = 1500.0  # of a sweep
+MOST_FAULTS = 12  # of a sweep: chains that take longer to start than faults are apart would never end
 LOOK_SECONDS = 3.0  # between two looks for a chain that nobody works on
 # Of sweeps: how often, arguments, and what their jobs find on their nodes.
 SWEEPS: dict[str, tuple[int, list[str], str]] = {
@@ -83,13 +84,14 @@ class Storm:
     def run_sweep(self, until: float, faults: int) -> None:
         """One sweep from its launch to its end, struck until there were so many faults or the time is over."""
         trial = self._trial()
-        begun, strike = time.time(), threading.Thread(target=lambda: None)
+        begun, before, strike = time.time(), self.struck, threading.Thread(target=lambda: None)
         strike.start()
         self._launch(trial)
         following = time.time() + self.rng.expovariate(1 / self.mtbf)
         while not trial.done() and time.time() - begun < LONGEST_SECONDS:
             if not strike.is_alive():
-                if time.time() >= following and time.time() < until and self.struck < faults:
+                more = self.struck < min(faults, before + MOST_FAULTS) and time.time() < until
+                if more and time.time() >= following:
                     following += self.rng.expovariate(1 / self.mtbf)
                     strike = self._strike(trial)
                 self._help(trial)
@@ -188,7 +190,7 @@ class Storm:
                 continue
             self._person(trial, seed)
             if held is not None:
-                trial.cluster.run("scontrol", "release", str(held.id), check=False)
+                trial.cluster.run("scontrol", "release", held.id, check=False)
             else:
                 trial.extra = [*(word for word in trial.extra if word != "retry=true"), "retry=true"]
                 trial.launcher().wait(300)

@@ -93,7 +93,7 @@ def preempted(trial: Trial) -> Iterator[list[int]]:
     if seeds:
         trial.cluster.run("scontrol", "update", "partitionname=low", f"gracetime={trial.rng.choice((0, 5))}")
         high = ["sbatch", "--parsable", "--partition=high", f"--nodelist={node}", "--exclusive", "--output=/dev/null"]
-        number = int(trial.cluster.run(*high, "--wrap=sleep 1"))
+        number = trial.cluster.run(*high, "--wrap=sleep 1")
         wait_for(lambda: not any(job.id == number for job in read_queue()), "the preempting job", 60)
 
 
@@ -102,7 +102,7 @@ def requeued(trial: Trial) -> Iterator[list[int]]:
     job = _victim(trial)
     yield seeds_of([job] if job else [])
     if job:
-        trial.cluster.run("scontrol", "requeue", str(job.id), check=False)
+        trial.cluster.run("scontrol", "requeue", job.id, check=False)
 
 
 def cancelled(trial: Trial) -> Iterator[list[int]]:
@@ -112,7 +112,7 @@ def cancelled(trial: Trial) -> Iterator[list[int]]:
         yield []
         return
     yield seeds_of([job])
-    trial.cluster.run("scancel", str(job.id))
+    trial.cluster.run("scancel", job.id)
 
 
 def killed(trial: Trial) -> Iterator[list[int]]:
@@ -238,7 +238,7 @@ def configuration_late(trial: Trial) -> Iterator[list[int]]:
     job = _victim(trial)
     yield seeds_of([job] if job else [])
     if job:
-        trial.cluster.run("scontrol", "requeue", str(job.id), check=False)
+        trial.cluster.run("scontrol", "requeue", job.id, check=False)
         list(_storage(trial, errno.ENOENT, "config.yaml", "slurm.job", 12))
 
 
@@ -257,9 +257,9 @@ def suspended(trial: Trial) -> Iterator[list[int]]:
     job = _victim(trial)
     yield seeds_of([job] if job else [])
     if job:
-        trial.cluster.run("scontrol", "suspend", str(job.id), check=False)
+        trial.cluster.run("scontrol", "suspend", job.id, check=False)
         time.sleep(trial.rng.uniform(1, 30))
-        trial.cluster.run("scontrol", "resume", str(job.id), check=False)
+        trial.cluster.run("scontrol", "resume", job.id, check=False)
 
 
 def foreign_jobs(trial: Trial) -> Iterator[list[int]]:
@@ -302,7 +302,7 @@ def prolog_failed(trial: Trial) -> Iterator[list[int]]:
     flags = [trial.runs.parent / f"prolog-{node}" for node in trial.cluster.shape.node_names]
     for flag in flags:
         flag.touch()
-    trial.cluster.run("scontrol", "requeue", str(job.id), check=False)
+    trial.cluster.run("scontrol", "requeue", job.id, check=False)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and "drain" not in _nodes(trial):
         time.sleep(0.2)
@@ -329,7 +329,7 @@ def no_python(trial: Trial) -> Iterator[list[int]]:
         return
     flag = trial.runs.parent / "no-python"
     flag.touch()
-    trial.cluster.run("scontrol", "requeue", str(job.id), check=False)
+    trial.cluster.run("scontrol", "requeue", job.id, check=False)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and any(other.id == job.id for other in trial.jobs()):
         time.sleep(0.2)

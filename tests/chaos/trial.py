@@ -20,7 +20,7 @@ import psutil
 from mal.run import folder as run_folder
 from slurm.local import LocalSlurm
 from slurm.local_conf import ClusterShape
-from slurm.squeue import Job, by_chain, read_queue
+from slurm.squeue import Job, by_chain, order, read_queue
 from slurm.submitted import claim, read_submitted
 from sweeps.launch import main as launch
 
@@ -92,7 +92,7 @@ class Trial:
             for job in jobs
             if (job.alive or over) and seed in (None, key[1])
         }
-        return sorted(found.values(), key=lambda job: job.id)
+        return sorted(found.values(), key=lambda job: order(job.id))
 
     def pause(self, share: float = 1.0) -> None:
         """Until a random moment."""
@@ -129,7 +129,7 @@ def send(processes: list[psutil.Process], number: int) -> bool:
 
 def on_node(trial: Trial, seed: int, *command: str) -> bool:
     for job in trial.running(seed):
-        trial.cluster.run(*command, str(job.id))
+        trial.cluster.run(*command, job.id)
         return True
     return False
 
