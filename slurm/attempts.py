@@ -21,6 +21,7 @@ from mal.run.heartbeat import now, read_progress
 
 FOLDER = "slurm"
 ATTEMPTS = "attempts.jsonl"
+AVOIDED_HOURS = 12.0  # that a node which has failed a chain is avoided by its jobs: somebody may have mended it by then
 # How many attempts in a row may end so without having saved anything, before the chain has failed; None: any number.
 # What saved something may always go on, whatever ended it, except an error of the code, which is never tried again.
 BUDGETS: dict[str, int | None] = {
@@ -34,7 +35,7 @@ BUDGETS: dict[str, int | None] = {
     "place": 1,
 }
 _TIME = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ ")  # of a log's line
-PLACE = "place"  # of the node: tried once elsewhere, whatever was saved before
+PLACE = "place"  # of the node: tried once elsewhere
 ADVICE = {
     "timeout": "Raise cluster.time, or lower checkpoint_minutes.",
     "out of memory": "Raise cluster.mem_gb, ask for a larger GPU, or lower the batch sizes.",
@@ -50,10 +51,10 @@ class Attempt:
     cause: done, error, locked, stopped (cancelled, or requeued from outside), a key of BUDGETS; "" while it runs or
     where it was cut off. saved: whether a checkpoint or a commit was written. seconds: until its end or last sign of
     life; lost: those of them whose work was not saved. gpus: over all nodes. host: the node that an error of the place
-    is of.
+    is of. gave_up: whether the chain failed for good with it, until a person launched it with retry=true.
     """
 
-    job: int
+    job: str
     restart: int
     started: float
     gpus: int
@@ -63,6 +64,7 @@ class Attempt:
     lost: float
     ended: bool
     host: str = ""
+    gave_up: bool = False
 
 
 def read_attempts(chain: Path) -> list[Attempt]:
@@ -72,7 +74,7 @@ def read_attempts(chain: Path) -> list[Attempt]:
     except FileNotFoundError:
         return []
     starts: list[dict[str, Any]] = []
-    ends: dict[tuple[int, int, float], dict[str, Any]] = {}
+    ends: dict[tuple[str, int, float], dict[str, Any]] = {}
     for line in lines:
         try:
             entry = json.loads(line)
@@ -86,7 +88,7 @@ def read_attempts(chain: Path) -> list[Attempt]:
     return [_attempt(start, ends.get(_key(start)), life) for start, life in zip(starts, lives, strict=False)]
 
 
-def write_start(chain: Path, job: int, restart: int, gpus: int) -> float:
+def write_start(chain: Path, job: str, restart: int, gpus: int) -> float:
     """Note that an attempt begins; its start, which names it together with job and restart."""
     started = time.time()
     before = read_attempts(chain)
@@ -97,7 +99,7 @@ def write_start(chain: Path, job: int, restart: int, gpus: int) -> float:
     return started
 
 
-def write_end(chain: Path, job: int, restart: int, started: float, cause: str, host: str = "") -> None:
+def write_end(chain: Path, job: str, restart: int, started: float, cause: str, host: str = "") -> None:
     """Note how an attempt ended; host: the node where it is to blame."""
     note = {"event": "end", "job": job, "restart": restart, "started": started, "cause": cause}
     note |= {"host": host} if host else {}
@@ -113,22 +115,36 @@ def may_go_on(cause: str, attempts: Sequence[Attempt]) -> bool:
 
 
 def in_a_row(cause: str, attempts: Sequence[Attempt]) -> int:
-    """How many of the last attempts ended by a cause without anything saved (for the place: at all)."""
+    """How many of the last attempts ended by a cause without anything saved, since the chain failed for good."""
     found = 0
     for attempt in reversed(attempts):
-        if attempt.cause != cause or (attempt.saved and cause != PLACE):
+        if attempt.cause != cause or attempt.saved or attempt.gave_up:
             break
         found += 1
     return found
 
 
 def bad_nodes(chain: Path) -> list[str]:
-    """The nodes that have failed a chain, sorted."""
-    return sorted({attempt.host for attempt in read_attempts(chain) if attempt.cause == PLACE and attempt.host})
+    """The nodes that have failed a chain lately, which its jobs avoid, sorted."""
+    since = time.time() - 3600 * AVOIDED_HOURS
+    return sorted(node for node, moment in _failed(chain).items() if moment > since)
+
+
+def lapsed_nodes(chain: Path) -> list[str]:
+    """The nodes that failed a chain so long ago that its jobs avoid them no more, sorted."""
+    return sorted(set(_failed(chain)) - set(bad_nodes(chain)))
+
+
+def _failed(chain: Path) -> dict[str, float]:
+    failed = [attempt for attempt in read_attempts(chain) if attempt.cause == PLACE and attempt.host]
+    return {attempt.host: attempt.started + attempt.seconds for attempt in failed}
 
 
 def give_up(chain: Path, cause: str, tail: Sequence[str]) -> None:
-    """Record the failure in the round's folder, as for an error; `tail`: the last lines of the log."""
+    """Record the failure in the round's folder, as for an error; `tail`: the last lines of the log.
+
+    Also in the log of attempts, so that those up to here do not count against the chain once it is tried again.
+    """
     number = run_folder.committed_rounds(chain)
     times = f"{cause} {(BUDGETS[cause] or 0) + 1} times"
     hosts = bad_nodes(chain) if cause == PLACE else []
@@ -137,11 +153,22 @@ def give_up(chain: Path, cause: str, tail: Sequence[str]) -> None:
         times = f"it failed on {', '.join(hosts)} ({_TIME.sub('', own[-1]) if own else 'without a message'})"
     error = f"Round {number} was given up: {times}{'' if hosts else ' without anything saved between'}."
     note = {"error": " ".join([error, ADVICE.get(cause, "")]).strip(), "traceback": "\n".join(tail), "time": now()}
+    if last := _last_end(chain):
+        _append(chain, last | {"gave_up": True})
     write_json(run_folder.round_folder(chain, number) / run_folder.FAILED, note)
 
 
-def _key(entry: dict[str, Any]) -> tuple[int, int, float]:
-    return int(entry["job"]), int(entry["restart"]), float(entry["started"])
+def _last_end(chain: Path) -> dict[str, Any]:
+    try:
+        lines = (chain / FOLDER / ATTEMPTS).read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    entry = json.loads(lines[-1]) if lines else {}
+    return dict(entry) if entry.get("event") == "end" else {}
+
+
+def _key(entry: dict[str, Any]) -> tuple[str, int, float]:
+    return str(entry["job"]), int(entry["restart"]), float(entry["started"])
 
 
 def _attempt(start: dict[str, Any], end: dict[str, Any] | None, seen: dict[str, Any] | None) -> Attempt:
@@ -152,7 +179,7 @@ def _attempt(start: dict[str, Any], end: dict[str, Any] | None, seen: dict[str, 
     done = str(life.get("cause", "")) == "done"
     lost = 0.0 if done else min(seconds, max(0.0, until - max(saved, start["started"])))
     return Attempt(
-        job=int(start["job"]),
+        job=str(start["job"]),
         restart=int(start["restart"]),
         started=float(start["started"]),
         gpus=int(start["gpus"]),
@@ -162,6 +189,7 @@ def _attempt(start: dict[str, Any], end: dict[str, Any] | None, seen: dict[str, 
         lost=lost,
         ended=end is not None,
         host=str(life.get("host", "")),
+        gave_up=bool(life.get("gave_up", False)),
     )
 
 

@@ -1,6 +1,7 @@
 """What a Slurm job does: commit its chains up to a round, and requeue itself where that helps.
 
     python -m slurm.job CHAIN [CHAIN ...] --until N --minutes M
+    python -m slurm.job --array FILE --minutes M      a task of an array: FILE says which chains, and how far
 
 It is the one process of the batch script. For each chain that is not there yet it starts `srun python -m mal.chain`,
 which does the work in one process or in many; it watches their heartbeats; and when they have ended early it puts the
@@ -35,7 +36,18 @@ from mal.process.start import last_lines, start_chain
 from mal.run import folder as run_folder
 from mal.run.code_copy import other_code
 from mal.run.heartbeat import now, read_progress
-from slurm.attempts import FOLDER, PLACE, bad_nodes, give_up, in_a_row, may_go_on, read_attempts, write_end, write_start
+from slurm.attempts import (
+    FOLDER,
+    PLACE,
+    bad_nodes,
+    give_up,
+    in_a_row,
+    lapsed_nodes,
+    may_go_on,
+    read_attempts,
+    write_end,
+    write_start,
+)
 from slurm.causes import SETTLED, SIGNALS, cause_of, node_of
 from slurm.client import SlurmError
 from slurm.clock import RunClock
@@ -44,13 +56,14 @@ from slurm.requeue import (
     RequeueForbiddenError,
     exclude_for,
     excluded_before,
+    lift,
     others_remain,
     requeue,
     submit_again,
     waiting_of_chain,
 )
 from slurm.squeue import read_queue
-from slurm.submitted import read_submitted
+from slurm.submitted import read_submitted, read_task
 from slurm.traces import note_began
 from slurm.watch import Watch
 
@@ -103,7 +116,7 @@ class Job:
 
     def __init__(self, chains: Sequence[Path], limits: Limits) -> None:
         self.chains, self.limits = list(chains), limits
-        self.id = int(os.environ["SLURM_JOB_ID"])
+        self.id = own_id()
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self.nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         self.node = os.environ.get("SLURMD_NODENAME", "")
@@ -125,6 +138,7 @@ class Job:
     def _work(self) -> int:
         for chain in self.chains:
             insist(partial(note_began, chain, self.id, self.restart))
+            self._lift(chain)
         if self._evade():
             return EXIT_INTERRUPTED
         for attempt in count(1):
@@ -203,6 +217,14 @@ class Job:
             return requeue(self.id, [*excluded_before(self.id), *bad])
         except RequeueForbiddenError:
             return False
+
+    def _lift(self, chain: Path) -> None:
+        """Let the chain's waiting jobs start again on nodes that failed it long ago."""
+        try:
+            if lapsed := insist(partial(lapsed_nodes, chain)):
+                lift(waiting_of_chain(self.id), lapsed)
+        except SlurmError as error:
+            log.warning("The other jobs of the chain are not known: %s", error)
 
     def _others(self, bad: Sequence[str]) -> bool:
         return others_remain(os.environ.get("SLURM_JOB_PARTITION", ""), bad, self.nodes)
@@ -352,6 +374,13 @@ class Job:
         return float(min(STORAGE_DELAY_SECONDS * 2 ** min(times, 10), LONGEST_DELAY_SECONDS))
 
 
+def own_id() -> str:
+    """The id of the job that this process runs in, as Slurm's commands take it."""
+    if task := os.environ.get("SLURM_ARRAY_TASK_ID"):
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
+    return os.environ["SLURM_JOB_ID"]
+
+
 def handle_signals() -> None:
     """Outlive the signals that tell a job to save: Slurm sends them to the processes that do the work, too."""
 
@@ -365,8 +394,9 @@ def handle_signals() -> None:
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m slurm.job", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("chains", type=Path, nargs="+", metavar="CHAIN", help="folder RUNS/NAME/METHOD/seed-S")
-    parser.add_argument("--until", type=int, required=True, help="how many rounds must be committed")
+    parser.add_argument("chains", type=Path, nargs="*", metavar="CHAIN", help="folder RUNS/NAME/METHOD/seed-S")
+    parser.add_argument("--until", type=int, default=0, help="how many rounds must be committed")
+    parser.add_argument("--array", type=Path, default=None, help="what each task of an array is for")
     parser.add_argument("--minutes", type=float, required=True, help="the job's time limit")
     parser.add_argument("--lead", type=int, default=120, help="seconds before it at which the job is told")
     parser.add_argument(
@@ -379,8 +409,12 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     handle_signals()
     asked = [w for key in ("code", "tasks", "gpus") if (v := getattr(options, key)) for w in (f"--{key}", v)]
-    limits = Limits(options.until, options.minutes, options.lead, options.hang_minutes, tuple(asked))
-    return Job(options.chains, limits).run()
+    chains, until = options.chains, options.until
+    if options.array:
+        names, until = insist(partial(read_task, options.array, int(os.environ["SLURM_ARRAY_TASK_ID"])))
+        chains = [options.array.parents[1] / name for name in names]
+    limits = Limits(until, options.minutes, options.lead, options.hang_minutes, tuple(asked))
+    return Job(chains, limits).run()
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def script(submitter: Submitter, chain: Path, copy: Path, logs: Path) -> str:
     return submitter.text(parameters, command)
 
 
-def submit(text: str, copy: Path) -> int:
+def submit(text: str, copy: Path) -> str:
     """Submit the job; its id, also where Slurm took it and was silent. Errors: those of `slurm.client.call`."""
     try:
         answer = call("sbatch", "--parsable", text=text, attempts=1, environment=job_environment())

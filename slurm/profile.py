@@ -46,7 +46,8 @@ class Profile:
     dataset, with `default` for the others, for a whole round or for each phase, which are added up: minutes, or text as
     Slurm writes times (8:00:00, 1-12). pack: chains that share one job. signal_lead_s: how long before the time limit a
     job is told. hang_minutes: a round silent for so long is killed and requeued. max_jobs: most jobs that a launch
-    leaves in the queue. sbatch: further options by their long names. prepare: of the job that makes a prepared copy.
+    leaves in the queue. array_from: with so many jobs missing, chains become tasks of one array. sbatch: further
+    options by their long names. prepare: of the job that makes a prepared copy.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Profile:
     signal_lead_s: int = 120
     hang_minutes: float = 60
     max_jobs: int | None = None
+    array_from: int = 1000
     sbatch: Mapping[str, Any] = field(default_factory=dict)
     prepare: Mapping[str, Any] = field(default_factory=dict)
 
@@ -264,7 +266,7 @@ def _check_numbers(profile: Profile) -> None:
         raise ValueError(f"cluster.kind={profile.kind}: slurm is allowed in a profile with Slurm's keys.")
     # Slurm looks at time limits every 30 s and may send the signal up to 60 s early
     lowest = {"nodes": 1, "cpus_per_task": 1, "pack": 1, "signal_lead_s": 60, "gpus_per_node": 0, "tasks_per_node": 1}
-    for key, low in {**lowest, "max_jobs": 1}.items():
+    for key, low in {**lowest, "max_jobs": 1, "array_from": 2}.items():
         value = getattr(profile, key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
             raise ValueError(f"cluster.{key}={value}: a whole number from {low} is allowed.")

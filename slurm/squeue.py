@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from slurm.client import FIELD, NoSlurmError, SlurmSilentError, call, has_slurm
 RECORD = "\x1e"  # behind each job: other people's names and comments hold line breaks
 # squeue -o: a column has no width limit unless one is given, in every version of Slurm (--json has not).
 _COLUMNS = {
-    "id": "%A",  # of arrays and heterogeneous jobs, too, a plain number
+    "id": "%i",  # 123; 123_4 of an array's task, 123_[5-9%2] of several that wait; 123+0 of a heterogeneous job
     "name": "%j",
     "state": "%T",
     "reason": "%r",
@@ -31,6 +31,8 @@ _COLUMNS = {
 }
 _NAME = re.compile(r"mal:(?P<sweep>[^:]+):(?P<method>[^:]+):s(?P<seed>\d+):(?P<runs>[0-9a-f]{6})")
 _PACK = re.compile(r"mal:(?P<sweep>[^:]+):pack:[0-9a-f]{8}:(?P<runs>[0-9a-f]{6})")
+_ARRAY = re.compile(r"mal:(?P<sweep>[^:]+):array:(?P<digest>[0-9a-f]{8}):(?P<runs>[0-9a-f]{6})")
+_FOLDED = re.compile(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]")
 _COMMENT = re.compile(r"until=(?P<until>\d+) (?P<chains>\S+)")
 WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 OVER = frozenset(
@@ -42,12 +44,13 @@ OVER = frozenset(
 class Job:
     """A job that Slurm remembers.
 
-    state: Slurm's long form (PENDING, RUNNING, COMPLETING, SUSPENDED ...); reason: why it waits, in Slurm's words.
+    id: as Slurm's commands take it, 123, or 123_4 of an array's task. state: Slurm's long form (PENDING, RUNNING,
+    COMPLETING, SUSPENDED ...); reason: why it waits, in Slurm's words.
     start, end, submitted: in local time; for a waiting job Slurm's estimates; None where it has none.
     nodes: Slurm's host list, empty while it waits.
     """
 
-    id: int
+    id: str
     name: str
     state: str
     reason: str
@@ -104,6 +107,17 @@ def pack_name(sweep: str, chains: Sequence[str], runs: Path | str) -> str:
     return f"mal:{sweep}:pack:{digest}:{runs_hash(runs)}"
 
 
+def array_name(sweep: str, digest: str, runs: Path | str) -> str:
+    """The name of an array whose tasks each work on chains: mal:SWEEP:array:DIGEST:HASH."""
+    return f"mal:{sweep}:array:{digest}:{runs_hash(runs)}"
+
+
+def array_digest(name: str) -> str:
+    """What an array's name tells; "" of other names."""
+    match = _ARRAY.fullmatch(name)
+    return match["digest"] if match else ""
+
+
 def job_comment(chains: Sequence[str], until: int) -> str:
     """What a job's comment tells about it: how far, and which chains (METHOD/seed-S)."""
     return f"until={until} {','.join(chains)}"
@@ -123,20 +137,26 @@ def parse_job_name(name: str) -> ChainName | None:
     return ChainName(match["sweep"], match["method"], int(match["seed"]), match["runs"]) if match else None
 
 
-def read_queue(job_ids: Iterable[int] = ()) -> list[Job]:
+def read_queue(job_ids: Iterable[str] = ()) -> list[Job]:
     """Jobs of this user that are not over, or those of `job_ids` as long as Slurm remembers them, by their ids.
 
     One squeue call. Rows that are not to be read are somebody else's: ours have no such names.
 
     Errors: SlurmError, SlurmSilentError (the queue is then unknown, not empty).
     """
-    chosen = ",".join(str(number) for number in job_ids)
+    chosen = ",".join(job_ids)
     where = [f"--jobs={chosen}", "--states=all"] if chosen else ["--me"]
     answer = call("squeue", "--array", *where, f"--format={FIELD.join(_COLUMNS.values())}{RECORD}")
     header, *rows = answer.split(f"{RECORD}\n")
     if not rows or rows.pop():  # not even a header, or cut within a row
         raise SlurmSilentError(f"squeue gave a part of an answer: {(header or 'nothing')[-80:]!r}")
-    return sorted(filter(None, map(_parse, rows)), key=lambda job: job.id)
+    return sorted((job for row in rows for job in _parse(row)), key=lambda job: order(job.id))
+
+
+def order(job: str) -> tuple[int, int]:
+    """What ids are sorted by: when they were submitted, then by task."""
+    number, _, task = job.partition("_")
+    return int(number), int(task or 0)
 
 
 def slurm_answers() -> bool:
@@ -174,14 +194,25 @@ def chains_of(job: Job) -> list[ChainName]:
     return [ChainName(pack["sweep"], method, int(seed), pack["runs"]) for method, seed in members]
 
 
-def _parse(row: str) -> Job | None:
-    """A row as a job; None for what none of ours looks like."""
+def _parse(row: str) -> list[Job]:
+    """A row as a job, or as several tasks of an array; none for what none of ours looks like."""
     columns = row.split(FIELD)
-    if len(columns) != len(_COLUMNS) or not columns[0].isdigit():
-        return None
+    if len(columns) != len(_COLUMNS):
+        return []
     values = dict(zip(_COLUMNS, columns, strict=True))
+    return [_job(number, values) for number in _ids(values["id"])]
+
+
+def _ids(text: str) -> list[str]:
+    if folded := _FOLDED.fullmatch(text):
+        ends = [part.split("-") for part in folded[2].split(",")]
+        return [f"{folded[1]}_{task}" for part in ends for task in range(int(part[0]), int(part[-1]) + 1)]
+    return [text] if re.fullmatch(r"\d+(_\d+)?", text) else []
+
+
+def _job(number: str, values: Mapping[str, str]) -> Job:
     return Job(
-        id=int(values["id"]),
+        id=number,
         name=values["name"],
         state=values["state"],
         reason="" if values["reason"] == "None" else values["reason"],

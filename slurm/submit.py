@@ -2,7 +2,8 @@
 
 Jobs of a chain share one name and wait for each other (singleton); the job for round r has the target "committed up to
 round r", whatever happened to those before it. Jobs are submitted round by round over all chains, so that a submission
-limit met half way leaves every chain able to go on.
+limit met half way leaves every chain able to go on. Where very many are missing, chains that have no job become tasks
+of one array instead, each from its first missing round to its last: one sbatch for all of them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,9 @@ from slurm.attempts import FOLDER, bad_nodes
 from slurm.client import SlurmError, SlurmFullError, SlurmSilentError, call, job_environment
 from slurm.profile import Profile, submitit_parameters
 from slurm.requeue import others_remain
-from slurm.squeue import Job, by_chain, chains_of, job_comment, name_of, read_queue
+from slurm.squeue import Job, array_name, by_chain, chains_of, job_comment, name_of, order, read_queue
 from slurm.submitted import FOLDER as SWEEP_FOLDER
-from slurm.submitted import note_aim, note_submitted
+from slurm.submitted import array_file, note_aim, note_array, note_submitted, note_submitted_array
 
 # Slurm's codes for as many jobs as a user, an account or a QOS may have: the only limits that pass as jobs end.
 _PASSING = re.compile(r"(Max|Grp)Submit|(Max|Grp)Jobs?(Per\w*)?(Limit)?\b|MaxJobCount|queue full|temporarily unable")
@@ -58,12 +60,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Submission:
-    """One job: the chains it works on (METHOD/seed-S), and how far."""
+    """One job: the chains it works on (METHOD/seed-S), how far, and how many rounds that are; or a task of an array."""
 
     name: str
     chains: tuple[str, ...]
     until: int
     dataset: str
+    rounds: int = 1
+    task: bool = False
 
 
 class Submitter:
@@ -76,9 +80,9 @@ class Submitter:
     def __init__(self, sweep: str, runs: Path, profile: Profile, code: Path, spare: bool = False) -> None:
         self.sweep, self.runs, self.profile, self.code = sweep, logical(runs), profile, code
         self.spare = spare
-        self.after: int | None = None  # a job that all others wait for, and do not start where it fails
-        self._seen: set[int] = set()  # jobs that are in the queue already
-        self._last: dict[str, tuple[int, int]] = {}  # of each chain, the job that goes furthest: how far, and its id
+        self.after: str | None = None  # a job that all others wait for, and do not start where it fails
+        self._seen: set[str] = set()  # jobs that are in the queue already
+        self._last: dict[str, tuple[int, str]] = {}  # of each chain, the job that goes furthest: how far, and its id
 
     def missing(self, wanted: Sequence[Wanted], jobs: Iterable[Job]) -> list[Submission]:
         """The jobs that the queue lacks, round by round over all chains.
@@ -89,37 +93,67 @@ class Submitter:
         queued = by_chain((job for job in jobs if job.alive), self.sweep, self.runs)
         self._seen |= {job.id for job in jobs}
         for (method, seed), theirs in queued.items():
-            self._last[f"{method}/seed-{seed}"] = max((job.until, job.id) for job in theirs)
+            last = max(theirs, key=lambda job: (job.until, order(job.id)))
+            self._last[f"{method}/seed-{seed}"] = last.until, last.id
         lacking: list[tuple[int, int, Submission]] = []
-        for order, members in enumerate(self._groups(wanted, queued)):
-            queue = {job.id: job for w in members for job in queued.get((w.method, w.seed), [])}.values()
-            far = max((job.until for job in queue), default=0)
+        for place, members in enumerate(self._groups(wanted, queued)):
+            queue = {job.id: job for w in members for job in queued.get((w.method, w.seed), [])}
+            far = max((job.until for job in queue.values()), default=0)
             done, target = min(w.committed for w in members), max(w.target for w in members)
             names = self._names(members, queued)
+            name = name_of(self.sweep, names, self.runs)
+            if any("_" in job for job in queue):  # the only job of its chains: see `aim`
+                continue
             untils = list(range(max(far, done) + 1, target + 1))
-            if self.spare and done < target and untils.count(target) + sum(job.until >= target for job in queue) < 2:
+            furthest = untils.count(target) + sum(job.until >= target for job in queue.values())
+            if self.spare and done < target and furthest < 2:
                 untils.append(target)
             for number, until in enumerate(untils, start=max(far, done) + 1 - done):
-                submission = Submission(name_of(self.sweep, names, self.runs), names, until, members[0].dataset)
-                lacking.append((number, order, submission))
-        return [submission for _, _, submission in sorted(lacking, key=lambda entry: entry[:2])]
+                lacking.append((number, place, Submission(name, names, until, members[0].dataset)))
+        submissions = [submission for _, _, submission in sorted(lacking, key=lambda entry: entry[:2])]
+        return submissions if self.spare or len(lacking) < self.profile.array_from else self._as_tasks(submissions)
+
+    def _as_tasks(self, submissions: Sequence[Submission]) -> list[Submission]:
+        """Jobs of chains that have none as one task for each chain; the others as they are."""
+        tasks: dict[str, Submission] = {}
+        others = []
+        for submission in submissions:
+            if submission.chains[0] in self._last:
+                others.append(submission)
+            else:
+                rounds = tasks[submission.name].rounds + 1 if submission.name in tasks else 1
+                tasks[submission.name] = replace(submission, rounds=rounds, task=True)
+        return [*tasks.values(), *others]
 
     def script(self, submission: Submission) -> str:
         """The sbatch script, from submitit."""
-        name, minutes = submission.name, self.profile.minutes(submission.dataset)
-        parameters = submitit_parameters(self.profile, submission.dataset, name)
-        log = str(self._log(submission)).replace("%", "%%").removesuffix("%%j.log") + "%j.log"
-        further = {"output": log, "comment": job_comment(submission.chains, submission.until)}
+        further = {
+            "output": _escaped(self._log(submission)),
+            "comment": job_comment(submission.chains, submission.until),
+        }
+        chains = [str(self.runs / self.sweep / chain) for chain in submission.chains]
+        return self._script(submission, "singleton", further, [*chains, "--until", str(submission.until)])
+
+    def array_script(self, tasks: Sequence[Submission], digest: str) -> str:
+        """The sbatch script of an array; digest: of what its tasks are for."""
+        log, file = self.runs / self.sweep / SWEEP_FOLDER / "%A_%a.log", array_file(self.runs / self.sweep, digest)
+        further = {"output": _escaped(log), "array": f"0-{len(tasks) - 1}"}
+        named = replace(tasks[0], name=array_name(self.sweep, digest, self.runs))
+        return self._script(named, "", further, ["--array", str(file)])
+
+    def _script(self, submission: Submission, waits: str, further: dict[str, str], work: Sequence[str]) -> str:
+        minutes = self.profile.minutes(submission.dataset)
+        parameters = submitit_parameters(self.profile, submission.dataset, submission.name)
         if self.after is not None:
-            parameters["dependency"] = f"singleton,afterok:{self.after}"
+            waits = ",".join(filter(None, [waits, f"afterok:{self.after}"]))
             further["kill-on-invalid-dep"] = "yes"
+        del parameters["dependency"]
+        parameters |= {"dependency": waits} if waits else {}
         # a comment of the user's own goes before ours: jobs are known by their ids, too
         parameters["additional_parameters"] = further | parameters["additional_parameters"]
         if avoided := self._avoided(submission):
             parameters["exclude"] = ",".join(filter(None, [self.profile.exclude, *avoided]))
-        chains = [str(self.runs / self.sweep / chain) for chain in submission.chains]
-        command = [sys.executable, "-u", "-m", "slurm.job", *chains]
-        command += ["--until", str(submission.until), "--minutes", str(minutes)]
+        command = [sys.executable, "-u", "-m", "slurm.job", *work, "--minutes", str(minutes)]
         command += ["--lead", str(self.profile.signal_lead_s), "--hang-minutes", f"{self.profile.hang_minutes:g}"]
         command += ["--tasks", str(self.profile.nodes * self.profile.tasks), "--gpus", str(self.profile.gpus)]
         command += ["--code", self.code.name] if self.code.parent.name == CODE else []
@@ -138,21 +172,46 @@ class Submitter:
 
         report: called with the number taken so far. Raises SlurmError where Slurm refuses a job itself, or is silent.
         """
-        for number, submission in enumerate(submissions):
+        tasks = [submission for submission in submissions if submission.task]
+        taken, words = self._submit_tasks(tasks, report)
+        for submission in submissions[len(tasks) :] if taken == len(tasks) else []:
             try:
                 self._submit(submission)
             except SlurmError as error:
-                if not _passes(error, number):
+                if not _passes(error, taken):
                     raise
-                return number, str(error).partition(": ")[2]
-            report(number + 1)
-        return len(submissions), ""
+                return taken, str(error).partition(": ")[2]
+            taken += 1
+            report(taken)
+        return taken, words
+
+    def _submit_tasks(self, tasks: Sequence[Submission], report: Callable[[int], None]) -> tuple[int, str]:
+        """Submit them as arrays, as large as Slurm takes them; how many it took, and its words as `submit`."""
+        taken, size = 0, len(tasks)
+        while taken < len(tasks):
+            alike = _alike(tasks[taken : taken + size], self._avoided)
+            try:
+                self._submit_array(alike)
+            except SlurmError as error:
+                if isinstance(error, SlurmSilentError) or (len(alike) == 1 and not _passes(error, taken)):
+                    raise
+                if len(alike) == 1:
+                    return taken, str(error).partition(": ")[2]
+                size = (len(alike) + 1) // 2  # larger than an array may be here, or than what a limit leaves
+                continue
+            taken += len(alike)
+            report(taken)
+        return taken, ""
+
+    def prolong(self, wanted: Iterable[Wanted]) -> None:
+        """Let tasks of arrays in the queue go on as far as their chains are wanted now."""
+        self.aim(chain for chain in wanted if "_" in self._last.get(chain.name, (0, ""))[1])
 
     def aim(self, wanted: Iterable[Wanted]) -> list[Wanted]:
         """Let the last job of each chain go on to the chain's end; the chains that have no job."""
         without = []
         for chain in wanted:
-            until, job = self._last.get(chain.name, (0, 0))
+            until, job = self._last.get(chain.name, (0, ""))
             if not job:
                 without.append(chain)
             elif until < chain.target:
@@ -161,22 +220,38 @@ class Submitter:
 
     def _submit(self, submission: Submission) -> None:
         self._log(submission).parent.mkdir(parents=True, exist_ok=True)
-        script, job = self.script(submission), None
+        if (job := self._sbatch(submission.name, self.script(submission))) is not None:
+            self._note(submission, job)
+
+    def _submit_array(self, tasks: Sequence[Submission]) -> None:
+        where = self.runs / self.sweep
+        for chain in (chain for task in tasks for chain in task.chains):
+            (where / chain / FOLDER).mkdir(parents=True, exist_ok=True)
+        digest = note_array(where, [(task.chains, task.until) for task in tasks])
+        name = array_name(self.sweep, digest, self.runs)
+        found = self._sbatch(name, self.array_script(tasks, digest))
+        if found is None:
+            return  # its name tells the next launch
+        job = found.partition("_")[0]
+        note_submitted_array(where, job, name, digest, str(where / SWEEP_FOLDER / f"{job}_%a.log"))
+        for number, task in enumerate(tasks):
+            self._last |= dict.fromkeys(task.chains, (task.until, f"{job}_{number}"))
+
+    def _sbatch(self, name: str, script: str) -> str | None:
+        """The id of the job that was submitted, None where it is not known. Errors: those of `slurm.client.call`."""
         for attempt in range(SILENT_ATTEMPTS):
             try:
-                job = job_id(call("sbatch", "--parsable", text=script, attempts=1, environment=job_environment()))
-                break
+                answer = call("sbatch", "--parsable", text=script, attempts=1, environment=job_environment())
+                return job_id(answer) or self._arrived(name, 0)
             except SlurmSilentError:
                 if attempt + 1 == SILENT_ATTEMPTS:
                     raise
                 # It may have reached Slurm all the same: nothing must be submitted twice.
-                if (job := self._arrived(submission, 2 * (attempt + 1))) is not None:
-                    break
-        job = self._arrived(submission, 0) if job is None else job
-        if job is not None:
-            self._note(submission, job)
+                if (job := self._arrived(name, 2 * (attempt + 1))) is not None:
+                    return job
+        raise AssertionError("unreachable")
 
-    def _arrived(self, submission: Submission, wait_s: float) -> int | None:
+    def _arrived(self, name: str, wait_s: float) -> str | None:
         """The id of a job that sbatch has submitted without saying so; asked until the queue can be seen."""
         for attempt in range(SILENT_ATTEMPTS):
             time.sleep(wait_s)
@@ -186,11 +261,10 @@ class Submitter:
                 if attempt + 1 == SILENT_ATTEMPTS:
                     raise
                 continue
-            ours = [job.id for job in queue if job.name == submission.name and job.id not in self._seen]
-            return max(ours, default=None)
+            return max((j.id for j in queue if j.name == name and j.id not in self._seen), key=order, default=None)
         raise AssertionError("unreachable")
 
-    def _note(self, submission: Submission, job: int) -> None:
+    def _note(self, submission: Submission, job: str) -> None:
         self._seen.add(job)
         for chain in submission.chains:
             self._last[chain] = submission.until, job
@@ -274,7 +348,18 @@ def _passes(error: SlurmError, taken: int) -> bool:
     return taken > 0  # it took jobs like this one: only their number can be too large
 
 
-def job_id(answer: str) -> int | None:
+def _alike(tasks: Sequence[Submission], avoided: Callable[[Submission], list[str]]) -> Sequence[Submission]:
+    """The first of them that can be tasks of one array: on one data set, and away from the same nodes."""
+    first = tasks[0].dataset, avoided(tasks[0])
+    return list(takewhile(lambda task: (task.dataset, avoided(task)) == first, tasks))
+
+
+def _escaped(log: Path) -> str:
+    """A path with a pattern of Slurm's as its name, whose folders mean what they say."""
+    return str(log.parent).replace("%", "%%") + f"/{log.name}"
+
+
+def job_id(answer: str) -> str | None:
     """The id in what `sbatch --parsable` says, ID or ID;CLUSTER, below whatever a wrapper of the site says."""
     found = re.findall(r"^(\d+)(?:;\S+)?$", answer.strip(), re.MULTILINE)
-    return int(found[-1]) if found else None
+    return found[-1] if found else None

@@ -21,7 +21,7 @@ BEGAN = "began.jsonl"
 CLOCK_SECONDS = 60.0  # that the clocks of a node and of the launching machine may differ
 
 
-def note_began(chain: Path, job: int, restart: int) -> None:
+def note_began(chain: Path, job: str, restart: int) -> None:
     """A job has reached our code."""
     note = {"job": job, "restart": restart, "node": os.environ.get("SLURMD_NODENAME", ""), "time": time.time()}
     folder = chain / FOLDER
@@ -33,13 +33,13 @@ def note_began(chain: Path, job: int, restart: int) -> None:
         os.close(handle)
 
 
-def without_trace(sweep: Path, submitted: Mapping[int, Submitted], queue: Iterable[Job]) -> list[Submitted]:
+def without_trace(sweep: Path, submitted: Mapping[str, Submitted], queue: Iterable[Job]) -> list[Submitted]:
     """The newest jobs of a sweep's chains that ended before our code started, and had something to do.
 
     sweep: RUNS/NAME. queue: read after `submitted`. What began later shows that the cause has passed.
     """
     there = {job.id for job in queue}
-    began: dict[str, dict[int, float]] = {}
+    began: dict[str, dict[str, float]] = {}
     committed: dict[str, int] = {}
     lost = []
     for job in submitted.values():
@@ -57,12 +57,12 @@ def without_trace(sweep: Path, submitted: Mapping[int, Submitted], queue: Iterab
     return lost
 
 
-def explain(lost: Sequence[Submitted]) -> dict[int, str]:
+def explain(lost: Sequence[Submitted]) -> dict[str, str]:
     """What is known of jobs without a trace, by id: Slurm's state and reason while it remembers them, and their logs.
 
     Those that a person cancelled are left out, as far as Slurm remembers it.
     """
-    remembered: dict[int, Job] = {}
+    remembered: dict[str, Job] = {}
     if lost:
         try:
             remembered = {job.id: job for job in read_queue(job.job for job in lost)}
@@ -92,7 +92,7 @@ def _log(path: Path) -> str:
     return f"log {path}: {' / '.join(lines[:1] + lines[1:][-1:])}" if lines else f"log {path} is empty"
 
 
-def _read_began(chain: Path) -> dict[int, float]:
+def _read_began(chain: Path) -> dict[str, float]:
     try:
         lines = (chain / FOLDER / BEGAN).read_text().splitlines()
     except FileNotFoundError:
@@ -101,7 +101,7 @@ def _read_began(chain: Path) -> dict[int, float]:
     for line in lines:
         try:
             note = json.loads(line)
-            found[int(note["job"])] = float(note["time"])
+            found[str(note["job"])] = float(note["time"])
         except (ValueError, KeyError, TypeError):
             continue  # cut by a full disk or a crash
     return found

@@ -98,11 +98,11 @@ def _queue() -> list[Job]:
         return []
 
 
-def _scancel(jobs: Sequence[Job]) -> dict[int, str]:
+def _scancel(jobs: Sequence[Job]) -> dict[str, str]:
     """Cancel jobs; those that are still there afterwards, with their states."""
     # Those that wait first: else the end of one would start the next.
-    waiting = [str(job.id) for job in jobs if job.waiting]
-    others = [str(job.id) for job in jobs if not job.waiting]
+    waiting = [job.id for job in jobs if job.waiting]
+    others = [job.id for job in jobs if not job.waiting]
     words = ""
     for group in (waiting, others):
         for start in range(0, len(group), AT_ONCE):
@@ -120,7 +120,7 @@ def _scancel(jobs: Sequence[Job]) -> dict[int, str]:
     return {job: state + words for job, state in left.items()}
 
 
-def _still_there(ids: set[int]) -> dict[int, str]:
+def _still_there(ids: set[str]) -> dict[str, str]:
     return {job.id: job.state for job in read_queue() if job.id in ids and job.alive} if ids else {}
 
 

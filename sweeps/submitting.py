@@ -15,9 +15,11 @@ from mal.run import folder as run_folder
 from mal.run.code_copy import CODE, code_hash, keep_code
 from mal.run.lock import hold
 from slurm import preparing
+from slurm.attempts import lapsed_nodes
 from slurm.client import SlurmError, SlurmSilentError, call, job_environment
 from slurm.partitions import Partition, read_partitions
 from slurm.profile import CPUS, Profile, check_against, chosen_partitions, load_profile, with_defaults
+from slurm.requeue import lift
 from slurm.squeue import Job, by_chain, name_of, read_queue, slurm_answers
 from slurm.stuck import remedy, stuck
 from slurm.submit import Submission, Submitter, Wanted, logical
@@ -143,6 +145,9 @@ def _launch(sweep: Sweep, profile: Profile, spare: bool) -> int:
     freeze(plans)
     if loading.copy and submissions and (first := needing(plans)):
         submitter.after = _prepare(submitter, first, loading.copy, queue, lost)
+    submitter.prolong(wanted)
+    for (method, seed), jobs in by_chain(queue, sweep.name, sweep.runs).items():
+        lift(jobs, lapsed_nodes(sweep.runs / sweep.name / method / f"seed-{seed}"))
     room = len(submissions) if profile.max_jobs is None else max(0, profile.max_jobs - len(queue))
     taken, words = _submit(submitter, submissions[:room], sweep.name)
     if left := len(submissions) - taken:
@@ -192,7 +197,7 @@ def _how_to_go_on(without: Sequence[Wanted], chains: int) -> str:
 
 def _prepare(
     submitter: Submitter, plan: ChainPlan, copy: Path, queue: Sequence[Job], ended: Sequence[Submitted]
-) -> int:
+) -> str:
     """The id of the job that makes the copy: one that is queued, or a new one. ended: jobs that never started."""
     logs = note(submitter.runs / submitter.sweep, copy)
     if job := preparing.find(queue, copy):
@@ -281,8 +286,12 @@ def _dry_run(sweep: Sweep, profile: Profile, answers: bool, spare: bool) -> int:
         text = preparing.script(submitter, first.folder, loading.copy, sweep.runs / sweep.name / PREPARING)
         print(f"\n# ---- sbatch: {loading.copy}\n{text.rstrip()}")
         print("# the jobs below also wait for that one: --dependency=singleton,afterok:ID --kill-on-invalid-dep=yes")
+    if tasks := [submission for submission in submissions if submission.task]:
+        chains = f"{', '.join(tasks[0].chains)} to {', '.join(tasks[-1].chains)}"
+        print(f"\n# ---- sbatch: an array of {len(tasks)} tasks, {chains}, each to the end of its chain")
+        print(submitter.array_script(tasks, "DIGEST").rstrip())
     last: tuple[str, ...] = ()
-    for submission in sorted(submissions, key=lambda s: (s.name, s.until)):
+    for submission in sorted(submissions[len(tasks) :], key=lambda s: (s.name, s.until)):
         if submission.chains == last:
             print(f"# then the same with --until {submission.until}, its comment likewise")
             continue
@@ -319,7 +328,8 @@ def describe(profile: Profile, sweep: Sweep) -> str:
 
 
 def _estimate(plans: Sequence[ChainPlan], submissions: Sequence[Submission], profile: Profile) -> str:
-    most = sum(profile.gpu_hours(submission.dataset) for submission in submissions)
+    most = sum(profile.gpu_hours(submission.dataset) * submission.rounds for submission in submissions)
+    rounds = sum(submission.rounds for submission in submissions)
     gpus = profile.nodes * profile.gpus
     text = f"{len(submissions)} jobs of {profile.nodes} nodes with {profile.gpus} GPUs: at most {most:.1f} GPU-hours"
     seconds = [
@@ -328,6 +338,6 @@ def _estimate(plans: Sequence[ChainPlan], submissions: Sequence[Submission], pro
         for number in range(plan.committed)
     ]
     if seconds:
-        hours = sum(seconds) / len(seconds) * len(submissions) * profile.pack / 3600
+        hours = sum(seconds) / len(seconds) * rounds * profile.pack / 3600
         text += f"; by the {len(seconds)} rounds committed so far about {hours * gpus:.2f} ({hours:.2f} hours of jobs)"
     return text + "."

@@ -202,13 +202,13 @@ def test_budgets_count_attempts_without_anything_saved(tmp_path: Path) -> None:
     folder = write_chain(tmp_path, chain_config())
 
     def attempt(cause: str, saved: bool = False) -> bool:
-        started = write_start(folder, 1, 0, gpus=2)
+        started = write_start(folder, "1", 0, gpus=2)
         if saved:
             path = run_folder.round_folder(folder, 0) / run_folder.CHECKPOINT / "task.ckpt"
             write_atomic(path, b"")
             os.utime(path, (started + 1e-4, started + 1e-4))
             time.sleep(1e-3)
-        write_end(folder, 1, 0, started, cause)
+        write_end(folder, "1", 0, started, cause)
         return attempts.may_go_on(cause, read_attempts(folder))
 
     assert [attempt("killed") for _ in range(4)] == [True, True, True, False]
@@ -220,10 +220,10 @@ def test_budgets_count_attempts_without_anything_saved(tmp_path: Path) -> None:
 
 def test_an_attempt_that_was_cut_off_is_judged_by_the_next(tmp_path: Path) -> None:
     folder = write_chain(tmp_path, chain_config())
-    started = write_start(folder, 7, 0, gpus=4)
+    started = write_start(folder, "7", 0, gpus=4)
     heartbeat = run_folder.round_folder(folder, 0) / run_folder.CHECKPOINT / run_folder.PROGRESS
     write_json(heartbeat, {"updated": started + 100})
-    write_start(folder, 7, 1, gpus=4)
+    write_start(folder, "7", 1, gpus=4)
     write_json(heartbeat, {"updated": started + 1000})
     with (folder / "slurm" / "attempts.jsonl").open("a") as log:
         log.write('{"event": "sta')  # a full disk

@@ -8,8 +8,10 @@ from mal.run import folder as run_folder
 from slurm.attempts import read_attempts
 from slurm.client import SlurmError
 from slurm.local import LocalSlurm
+from slurm.local_conf import ClusterShape
 from slurm.partitions import read_partitions
 from slurm.profile import check_against, load_profile
+from slurm.requeue import excluded_before, lift
 from slurm.squeue import Job, read_queue
 from slurm.submit import Submitter, Wanted
 from slurm.submitted import read_submitted
@@ -17,9 +19,9 @@ from sweeps.launch import main as launch
 from sweeps.status import main as status
 from tests.chains import SHORT
 from tests.slurm.fakes import forbidding_requeue, put_in_front
-from tests.slurm_cluster import cluster, shared_cluster, wait_until
+from tests.slurm_cluster import cluster, shared_cluster, short_folder, wait_until
 
-__all__ = ["cluster", "shared_cluster"]
+__all__ = ["cluster", "shared_cluster", "short_folder"]
 ON_SLURM = ("cluster=slurm", "cluster.cpus_per_task=1", "cluster.gpus_per_node=0", "cluster.time.digits=10")
 # What a node's broken GPU does to every chain, in any process of a step on n1.
 BROKEN = """
@@ -86,9 +88,9 @@ def test_where_preemption_cancels_each_chain_has_a_spare_job(tmp_path: Path) -> 
     wanted = [Wanted("mal", 0, "digits", 0, 2)]
     missing = submitter.missing(wanted, [])
     assert [submission.until for submission in missing] == [1, 2, 2]
-    waiting = Job(1, missing[0].name, "PENDING", "", None, None, "", "me", "low", None, "until=2 mal/seed-0")
+    waiting = Job("1", missing[0].name, "PENDING", "", None, None, "", "me", "low", None, "until=2 mal/seed-0")
     assert [submission.until for submission in submitter.missing(wanted, [waiting])] == [2]
-    both = [waiting, Job(2, *[getattr(waiting, name) for name in list(Job.__dataclass_fields__)[1:]])]
+    both = [waiting, Job("2", *[getattr(waiting, name) for name in list(Job.__dataclass_fields__)[1:]])]
     assert submitter.missing(wanted, both) == []
     assert submitter.missing([Wanted("mal", 0, "digits", 2, 2)], []) == []
 
@@ -121,3 +123,37 @@ def test_a_refusal_without_any_job_is_an_error(tmp_path: Path, monkeypatch: pyte
     submissions = submitter.missing([Wanted("mal", 0, "digits", 0, 2)], [])
     with pytest.raises(SlurmError, match="QOSMaxWallDurationPerJobLimit"):
         submitter.submit(submissions, lambda done: None)
+
+
+@pytest.mark.slurm
+def test_a_waiting_job_may_start_again_on_a_node_that_failed_long_ago(cluster: LocalSlurm) -> None:
+    cluster.run("sbatch", "--hold", "--exclude=n[1-2]", "--output=/dev/null", "--wrap=true")
+    jobs = read_queue()
+    lift(jobs, ["n1"])
+    assert excluded_before(jobs[0].id) == ["n2"]
+    lift(jobs, ["n2", "n9"])
+    assert excluded_before(jobs[0].id) == []
+
+
+@pytest.mark.slurm
+def test_a_job_held_after_a_failing_prolog_goes_on_once_released(
+    short_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prolog, broken = short_folder / "prolog", short_folder / "broken"
+    prolog.write_text(f"#!/bin/sh\n[ ! -e {broken} ]\n")
+    prolog.chmod(0o755)
+    broken.touch()
+    with LocalSlurm(short_folder, ClusterShape(nodes=1, gpus_per_node=0, extra={"Prolog": str(prolog)})) as cluster:
+        monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+        arguments = [*SHORT, "rounds=1", "methods=[random]", "seeds=1", *ON_SLURM, f"runs={tmp_path}"]
+        assert launch(arguments) == 0
+        wait_until(lambda: "held" in read_queue()[0].reason, "the job to be held")
+        capsys.readouterr()
+        assert status([f"runs={tmp_path}"]) == 1
+        number = read_queue()[0].id
+        assert f"`scontrol release {number}`" in capsys.readouterr().out
+        broken.unlink()
+        cluster.run("scontrol", "update", "nodename=n1", "state=resume")
+        cluster.run("scontrol", "release", number)
+        wait_until(lambda: not read_queue(), "the chain", timeout_s=180)
+    assert run_folder.committed_rounds(tmp_path / "digits" / "random" / "seed-0") == 1

@@ -35,8 +35,8 @@ def test_the_queue_of_a_chain(cluster: LocalSlurm, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
     name = job_name("sweep", "mal", 3, tmp_path)
     common = ["sbatch", "--parsable", "--output=/dev/null", "--dependency=singleton", "--time=5"]
-    ids = [int(call(*common, f"--job-name={name}", "--wrap=sleep 30")) for _ in range(2)]
-    ids.append(int(call(*common, "--job-name=another", "--hold", "--wrap=true")))
+    ids = [call(*common, f"--job-name={name}", "--wrap=sleep 30").strip() for _ in range(2)]
+    ids.append(call(*common, "--job-name=another", "--hold", "--wrap=true").strip())
     wait_until(lambda: read_queue()[0].state == "RUNNING", "the first job to start")
     first, second, third = read_queue()
     assert [first.id, second.id, third.id] == ids
@@ -49,7 +49,7 @@ def test_the_queue_of_a_chain(cluster: LocalSlurm, tmp_path: Path, monkeypatch: 
     assert second.start is None
     assert by_chain(read_queue(), "sweep", tmp_path) == {("mal", 3): [first, second]}
     assert by_chain(read_queue(), "sweep", tmp_path / "elsewhere") == {}
-    call("scancel", str(first.id))
+    call("scancel", first.id)
     wait_until(lambda: read_queue([first.id])[0].state == "CANCELLED", "the end of the first job")
     assert first.id not in [job.id for job in read_queue()]
 

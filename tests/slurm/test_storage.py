@@ -15,7 +15,17 @@ from mal.chain import read_failure
 from mal.files import write_json
 from mal.run import folder as run_folder
 from slurm import job, patience, watch
-from slurm.attempts import bad_nodes, give_up, in_a_row, may_go_on, read_attempts, write_end, write_start
+from slurm.attempts import (
+    AVOIDED_HOURS,
+    bad_nodes,
+    give_up,
+    in_a_row,
+    lapsed_nodes,
+    may_go_on,
+    read_attempts,
+    write_end,
+    write_start,
+)
 from slurm.causes import cause_of, node_of
 from slurm.clock import RunClock, counted
 from slurm.local import LocalSlurm
@@ -159,8 +169,8 @@ def test_an_error_of_the_place_is_tried_once_elsewhere_then_reported(tmp_path: P
     chain = write_chain(tmp_path, chain_config())
     assert node_of(["process 1 on n4: CUDA error", "srun: error"], "n1") == "n4"
     for number, node in enumerate(("n1", "n2")):
-        started = write_start(chain, 1, number, 0)
-        write_end(chain, 1, number, started, "place", node)
+        started = write_start(chain, "1", number, 0)
+        write_end(chain, "1", number, started, "place", node)
         assert may_go_on("place", read_attempts(chain)) is (number == 0)
     assert bad_nodes(chain) == ["n1", "n2"]
     give_up(chain, "place", ["2026-11-26 16:51:43,914 round 0 fails here: CUDA error: ECC", "srun: error: n2: task 0"])
@@ -169,11 +179,31 @@ def test_an_error_of_the_place_is_tried_once_elsewhere_then_reported(tmp_path: P
     assert failure["error"].startswith(
         "Round 0 was given up: it failed on n1, n2 (round 0 fails here: CUDA error: ECC)."
     )
+    for number, node in enumerate(("n3", "n4")):  # a person launched it again: once more elsewhere
+        started = write_start(chain, "3", number, 0)
+        write_end(chain, "3", number, started, "place", node)
+        assert may_go_on("place", read_attempts(chain)) is (number == 0)
     for number in range(9):  # of the storage: never given up, later each time
-        started = write_start(chain, 2, number, 0)
-        write_end(chain, 2, number, started, "storage")
+        started = write_start(chain, "2", number, 0)
+        write_end(chain, "2", number, started, "storage")
     assert may_go_on("storage", read_attempts(chain))
     assert in_a_row("storage", read_attempts(chain)) == 9
+
+
+def test_what_saved_before_it_failed_on_a_node_may_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One GPU after another breaks over days: no reason to give up. A node is avoided for some hours."""
+    chain = write_chain(tmp_path, chain_config())
+    for number, node in enumerate(("n1", "n2", "n3")):
+        started = write_start(chain, "1", number, 0)
+        saved = run_folder.round_folder(chain, 0) / run_folder.CHECKPOINT / "x.ckpt"
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        saved.write_bytes(b"")
+        write_end(chain, "1", number, started, "place", node)
+        assert may_go_on("place", read_attempts(chain))
+    assert (bad_nodes(chain), lapsed_nodes(chain)) == (["n1", "n2", "n3"], [])
+    later = time.time() + 3600 * AVOIDED_HOURS + 60
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert (bad_nodes(chain), lapsed_nodes(chain)) == ([], ["n1", "n2", "n3"])
 
 
 def test_a_configuration_that_shows_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,4 +261,21 @@ def test_storage_that_fails_for_a_moment_ends_no_chain(cluster: LocalSlurm, tmp_
     flag.unlink()
     wait_until(lambda: run_folder.committed_rounds(chain) == 2 and not read_queue(), "the chain", timeout_s=120)
     assert {attempt.cause for attempt in read_attempts(chain)} == {"done"}
+    assert not list(chain.rglob(run_folder.FAILED))
+
+
+@pytest.mark.slurm
+def test_a_full_disk_ends_no_chain(cluster: LocalSlurm, tmp_path: Path) -> None:
+    """While a chain trains, nothing of its job can write for some seconds."""
+    flag, library, runs = tmp_path / "flag", failing_calls(tmp_path), tmp_path / "runs"
+    setup = f"cluster.setup=['export LD_PRELOAD={library} FAULT_FLAG={flag}']"
+    length = ["rounds=1", "task.epochs=60", "checkpoint_minutes=0.01", setup]
+    assert launch([*SHORT, *length, *ON_SLURM, "methods=[random]", "seeds=1", f"runs={runs}"]) == 0
+    chain = runs / "digits" / "random" / "seed-0"
+    wait_until(lambda: list(chain.rglob("*.ckpt")), "the chain to train", timeout_s=180)
+    flag.write_text(f"{errno.ENOSPC} {runs} -m")
+    time.sleep(3)
+    flag.unlink()
+    wait_until(lambda: run_folder.committed_rounds(chain) == 1 and not read_queue(), "the chain", timeout_s=180)
+    assert {attempt.cause for attempt in read_attempts(chain)} == {"storage", "done"}
     assert not list(chain.rglob(run_folder.FAILED))

@@ -18,7 +18,7 @@ from tests.slurm_cluster import cluster, shared_cluster, wait_until
 
 __all__ = ["cluster", "shared_cluster"]
 ON_SLURM = ("cluster=slurm", "cluster.cpus_per_task=1", "cluster.gpus_per_node=0", "cluster.time.digits=10")
-WAITING = Job(7, "mal:a:mal:s0:abcdef", "PENDING", "", None, None, "", "me", "low", None)
+WAITING = Job("7", "mal:a:mal:s0:abcdef", "PENDING", "", None, None, "", "me", "low", None)
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,9 @@ def test_reasons_that_a_person_must_know_of(reason: str, command: str) -> None:
 
 
 def test_a_chain_is_stuck_while_nothing_of_it_is_on_a_node() -> None:
-    held, behind = replace(WAITING, reason="JobHeldUser"), replace(WAITING, id=8, reason="Dependency")
+    held, behind = replace(WAITING, reason="JobHeldUser"), replace(WAITING, id="8", reason="Dependency")
     assert stuck([held, behind]) is held
-    assert stuck([replace(WAITING, id=6, state="RUNNING"), held, behind]) is None
+    assert stuck([replace(WAITING, id="6", state="RUNNING"), held, behind]) is None
     assert stuck([replace(WAITING, reason="Priority"), behind]) is None
     assert remedy(replace(WAITING, state="REQUEUE_HOLD"))
 
@@ -61,18 +61,18 @@ def test_a_chain_is_stuck_while_nothing_of_it_is_on_a_node() -> None:
 def test_a_job_that_began_or_had_nothing_to_do_left_a_trace(tmp_path: Path) -> None:
     sweep = tmp_path / "a"
     chain = sweep / "mal" / "seed-0"
-    for job, until in ((1, 1), (2, 2), (3, 3)):
+    for job, until in (("1", 1), ("2", 2), ("3", 3)):
         note_submitted(sweep, job, WAITING.name, ["mal/seed-0"], until, str(chain / "slurm" / f"{job}.log"))
 
-    def lost(*queue: Job) -> list[int]:
+    def lost(*queue: Job) -> list[str]:
         return [job.job for job in without_trace(sweep, read_submitted(sweep), queue)]
 
-    assert lost() == [1, 2, 3]
-    assert lost(replace(WAITING, id=3)) == [1, 2]
+    assert lost() == ["1", "2", "3"]
+    assert lost(replace(WAITING, id="3")) == ["1", "2"]
     run_folder.round_folder(chain, 0).mkdir(parents=True)
     (run_folder.round_folder(chain, 0) / run_folder.COMMITTED).touch()
-    assert lost() == [2, 3]  # job 1 had nothing to do
-    note_began(chain, 3, 0)
+    assert lost() == ["2", "3"]  # job 1 had nothing to do
+    note_began(chain, "3", 0)
     assert lost() == []  # what kept job 2 from beginning has passed
 
 
@@ -124,9 +124,9 @@ def test_where_slurm_has_forgotten_the_log_still_tells(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm at all
     folder = write_chain(tmp_path, chain_config())
     sweep, log = folder.parents[1], folder / "slurm" / "7.log"
-    note_submitted(sweep, 7, WAITING.name, [f"{folder.parent.name}/{folder.name}"], 1, str(log))
+    note_submitted(sweep, "7", WAITING.name, [f"{folder.parent.name}/{folder.name}"], 1, str(log))
     (job,) = read_submitted(sweep).values()
-    assert explain([job])[7].startswith("job 7 has no log (No such file or directory")
+    assert explain([job])["7"].startswith("job 7 has no log (No such file or directory")
     log.parent.mkdir(exist_ok=True)
     log.write_text("job 7 is on n1\npython: command not found\n")
-    assert explain([job])[7] == f"job 7 log {log}: job 7 is on n1 / python: command not found"
+    assert explain([job])["7"] == f"job 7 log {log}: job 7 is on n1 / python: command not found"

@@ -29,7 +29,7 @@ LAUNCH = Path(__file__).resolve().parents[2] / "sweeps" / "launch.py"
 ON_SLURM = ("cluster=slurm", "cluster.cpus_per_task=1", "cluster.time.digits=10")
 LATER = (*ON_SLURM, "+cluster.sbatch.begin=now+1hour")  # submitted, and not started
 CODE = LAUNCH.parents[1]
-WAITING = Job(1, "", "PENDING", "Priority", None, None, "", "me", "low", None)
+WAITING = Job("1", "", "PENDING", "Priority", None, None, "", "me", "low", None)
 
 
 def profile(**keys: Any) -> Profile:

@@ -93,10 +93,10 @@ def test_json_is_for_programs(runs: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_what_preemption_cost_is_counted(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_folder.chain_folder(runs, "digits", "mal", 4)
-    started = write_start(folder, 1, 0, gpus=4)
+    started = write_start(folder, "1", 0, gpus=4)
     heartbeat(folder, 0, updated=started + 7200)
-    write_start(folder, 1, 1, gpus=4)
-    write_end(folder, 1, 1, started, "done")
+    write_start(folder, "1", 1, gpus=4)
+    write_end(folder, "1", 1, started, "done")
     status([f"runs={runs}", "--json"])
     chain = json.loads(capsys.readouterr().out)["sweeps"]["digits"][4]
     assert chain["lost_gpu_hours"] == pytest.approx(8, rel=1e-3)
