@@ -42,26 +42,17 @@ from slurm.attempts import (
     bad_nodes,
     give_up,
     in_a_row,
-    lapsed_nodes,
     may_go_on,
     read_attempts,
     write_end,
     write_start,
 )
+from slurm.avoid import away_from, excluded_before, lift_lapsed, others_remain, waiting_of_chain
 from slurm.causes import SETTLED, SIGNALS, cause_of, node_of
 from slurm.client import SlurmError
 from slurm.clock import RunClock
 from slurm.patience import StorageError, insist
-from slurm.requeue import (
-    RequeueForbiddenError,
-    exclude_for,
-    excluded_before,
-    lift,
-    others_remain,
-    requeue,
-    submit_again,
-    waiting_of_chain,
-)
+from slurm.requeue import RequeueForbiddenError, requeue, submit_again
 from slurm.squeue import read_queue
 from slurm.submitted import read_submitted, read_task
 from slurm.traces import note_began
@@ -138,7 +129,7 @@ class Job:
     def _work(self) -> int:
         for chain in self.chains:
             insist(partial(note_began, chain, self.id, self.restart))
-            self._lift(chain)
+            insist(partial(lift_lapsed, self.id, chain))
         if self._evade():
             return EXIT_INTERRUPTED
         for attempt in count(1):
@@ -210,24 +201,13 @@ class Job:
     def _evade(self) -> bool:
         """Leave a node that has failed one of the chains before, where there are others."""
         bad = sorted({node for chain in self.chains for node in insist(partial(bad_nodes, chain))})
-        if self.node not in bad or self.restart >= EVADE_TIMES or not self._others(bad):
+        if self.node not in bad or self.restart >= EVADE_TIMES or not others_remain(bad, self.nodes):
             return False
         log.warning("This node, %s, has failed the chain before.", self.node)
         try:
             return requeue(self.id, [*excluded_before(self.id), *bad])
         except RequeueForbiddenError:
             return False
-
-    def _lift(self, chain: Path) -> None:
-        """Let the chain's waiting jobs start again on nodes that failed it long ago."""
-        try:
-            if lapsed := insist(partial(lapsed_nodes, chain)):
-                lift(waiting_of_chain(self.id), lapsed)
-        except SlurmError as error:
-            log.warning("The other jobs of the chain are not known: %s", error)
-
-    def _others(self, bad: Sequence[str]) -> bool:
-        return others_remain(os.environ.get("SLURM_JOB_PARTITION", ""), bad, self.nodes)
 
     def _supervise(self, chains: Sequence[Path]) -> list[Run]:
         """Run the chains, all at the same time, and watch them until they have ended."""
@@ -319,8 +299,9 @@ class Job:
             return False
         if reasons == {"storage"} and self.tries < HERE_TIMES:
             return self._wait()
+        away = insist(partial(away_from, self.id, list(causes), self.nodes)) if PLACE in reasons else []
         try:
-            if known and requeue(self.id, self._away_from(causes), self._delay(causes)):
+            if known and requeue(self.id, away, self._delay(causes)):
                 return False
         except RequeueForbiddenError as error:
             log.warning("Slurm does not requeue this job: %s", error)
@@ -347,21 +328,6 @@ class Job:
         except SlurmError as error:
             log.warning("Whether another job goes on is not known: %s", error)
             return False
-
-    def _away_from(self, causes: dict[Path, str]) -> list[str]:
-        """The nodes that the job must not come back to, in Slurm's notation; its chain's waiting jobs neither."""
-        if PLACE not in causes.values():
-            return []
-        bad = sorted({node for chain in causes for node in insist(partial(bad_nodes, chain))})
-        if not bad or not self._others(bad):
-            return []
-        exclude = [*excluded_before(self.id), *bad]
-        log.warning("%s: the chain goes on elsewhere.", ", ".join(bad))
-        try:
-            exclude_for(waiting_of_chain(self.id), exclude)
-        except SlurmError as error:
-            log.warning("The other jobs of the chain are not known: %s", error)
-        return exclude
 
     def _delay(self, causes: dict[Path, str]) -> float:
         """Seconds until a requeued job may start again, where starting at once would only fail again."""

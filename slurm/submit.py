@@ -23,9 +23,9 @@ from typing import Any
 from mal.run import folder as run_folder
 from mal.run.code_copy import CODE, code_variables
 from slurm.attempts import FOLDER, bad_nodes
+from slurm.avoid import others_remain
 from slurm.client import SlurmError, SlurmFullError, SlurmSilentError, call, job_environment
 from slurm.profile import Profile, submitit_parameters
-from slurm.requeue import others_remain
 from slurm.squeue import Job, array_name, by_chain, chains_of, job_comment, name_of, order, read_queue
 from slurm.submitted import FOLDER as SWEEP_FOLDER
 from slurm.submitted import array_file, note_aim, note_array, note_submitted, note_submitted_array
@@ -275,7 +275,7 @@ class Submitter:
     def _avoided(self, submission: Submission) -> list[str]:
         """The nodes that have failed one of the chains, where others are in service."""
         bad = sorted({n for chain in submission.chains for n in bad_nodes(self.runs / self.sweep / chain)})
-        return bad if bad and others_remain(self.profile.partition or "", bad, self.profile.nodes) else []
+        return bad if bad and others_remain(bad, self.profile.nodes, self.profile.partition or "") else []
 
     def _export(self) -> str:
         """A line of shell: take our packages from the kept copy, then from wherever the user has others."""

@@ -16,10 +16,10 @@ from mal.run.code_copy import CODE, code_hash, keep_code
 from mal.run.lock import hold
 from slurm import preparing
 from slurm.attempts import lapsed_nodes
+from slurm.avoid import lift
 from slurm.client import SlurmError, SlurmSilentError, call, job_environment
 from slurm.partitions import Partition, read_partitions
 from slurm.profile import CPUS, Profile, check_against, chosen_partitions, load_profile, with_defaults
-from slurm.requeue import lift
 from slurm.squeue import Job, by_chain, name_of, read_queue, slurm_answers
 from slurm.stuck import remedy, stuck
 from slurm.submit import Submission, Submitter, Wanted, logical

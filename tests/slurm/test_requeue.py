@@ -6,12 +6,12 @@ import pytest
 
 from mal.run import folder as run_folder
 from slurm.attempts import read_attempts
+from slurm.avoid import excluded_before, lift
 from slurm.client import SlurmError
 from slurm.local import LocalSlurm
 from slurm.local_conf import ClusterShape
 from slurm.partitions import read_partitions
 from slurm.profile import check_against, load_profile
-from slurm.requeue import excluded_before, lift
 from slurm.squeue import Job, read_queue
 from slurm.submit import Submitter, Wanted
 from slurm.submitted import read_submitted
