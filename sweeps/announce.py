@@ -11,7 +11,7 @@ from mal.config.compose import Sweep
 from mal.config.schema import Chain
 from mal.config.sizes import steps_of_round
 from mal.run import folder as run_folder
-from sweeps.bill import Rates, by_labelled, hours, images_of, rates_of
+from sweeps.bill import Rates, by_labelled, hours, images_of, rates_of, unshared
 from sweeps.loading import Loading, size
 from sweeps.plan import ChainPlan
 from sweeps.table import duration
@@ -73,7 +73,14 @@ def _takes(plans: Sequence[ChainPlan], pool: int, gpus: int, rates: Rates) -> st
         return f"{work}; how long that takes is known after the first round"
     here = "" if gpus else "; on CPUs known after the first round"
     phases = " + ".join(f"{count:,.1f} {phase}" for phase, count in found.items())
-    return f"about {sum(found.values()):,.1f} GPU-hours: {phases}{NEXT}{work} at {rates}{here}"
+    alone = sum((hours(images_of(unshared(plans), pool), rates) or {}).values())
+    shared = alone - sum(found.values())
+    less = (
+        f"{NEXT}{shared:,.1f} ({shared / alone:.0%}) fewer as like chains train round 0 once (share=true)"
+        if shared
+        else ""
+    )
+    return f"about {sum(found.values()):,.1f} GPU-hours: {phases}{NEXT}{work} at {rates}{here}{less}"
 
 
 def _measured(plans: Sequence[ChainPlan]) -> tuple[float, int] | None:

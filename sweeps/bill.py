@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mal.config.alike import TRAINED_AS, shared_phases, signature
 from mal.config.schema import Chain
 from mal.config.sizes import steps_of_round
 from mal.run import folder as run_folder
@@ -24,7 +25,6 @@ from sweeps.plan import ChainPlan
 IMAGES_PER_S = {"resnet18": 3000.0, "vgg16_bn": 500.0, "drn_d_22": 400.0}
 MOST_PER_S = 30_000.0  # of small images, whose steps are bound by launching kernels
 SCAN = 3  # a pass without gradients is so much faster
-PHASES = {"Algorithm 1": "minimax", "M": "task"}  # as windows.jsonl has them; other methods' have their own names
 MOST_CHAINS = 20  # that are read for their rates
 
 
@@ -38,7 +38,7 @@ class Rates:
 
     def of(self, phase: str) -> float | None:
         """That of a phase, as `steps_of_round` names it; None where nothing is known."""
-        return self.measured.get(PHASES.get(phase, phase), self.assumed)
+        return self.measured.get(TRAINED_AS.get(phase, phase), self.assumed)
 
     def __str__(self) -> str:
         if not self.chains:
@@ -85,12 +85,22 @@ def images_per_second(config: Chain) -> float | None:
 
 
 def images_of(plans: Sequence[ChainPlan], pool: int) -> dict[str, float]:
-    """Images of the rounds to do, by phase; those of `scans` as many as cost so much training."""
+    """Images of the rounds to do, by phase; those of `scans` as many as cost so much training.
+
+    What chains take in round 0 from an earlier one of the plans (share=true) is not counted again.
+    """
     total: dict[str, float] = defaultdict(float)
+    seen: set[str] = set()
     for plan in plans:
         for number in range(plan.committed, plan.target):
             for phase, (steps, images) in steps_of_round(plan.config, number, pool).items():
                 total[phase] += steps * images
+        if plan.config.share and plan.committed == 0 < plan.target:
+            for phase, (steps, images) in shared_phases(plan.config, pool).items():
+                same = signature(plan.config, phase)
+                total[phase] -= steps * images * (same in seen)
+                seen.add(same)
+        for _ in range(plan.committed, plan.target):
             total["scans"] += (pool + plan.config.dataset.test) / SCAN
     return total
 
@@ -104,6 +114,11 @@ def hours(images: Mapping[str, float], rates: Rates) -> dict[str, float] | None:
             return None
         found[phase] = count / rate / 3600
     return found
+
+
+def unshared(plans: Sequence[ChainPlan]) -> list[ChainPlan]:
+    """The same plans where each chain trains its round 0 itself."""
+    return [replace(plan, config=replace(plan.config, share=False)) for plan in plans]
 
 
 def by_labelled(plans: Sequence[ChainPlan]) -> list[ChainPlan]:

@@ -13,31 +13,30 @@ from typing import Any
 from mal.config.schema import Chain
 from mal.config.sizes import steps_of_round
 
-# Phases by the names that they have in a plan, and in training.
-PHASES = {"Algorithm 1": "minimax", "M": "task"}
+# The phases of a plan that several methods have, and their names in training.
+TRAINED_AS = {"Algorithm 1": "minimax", "M": "task"}
 _CHOICE = ("budget", "method", "task", "minimax")  # what round 0 may not depend on
 
 
 def signature(config: Chain, phase: str) -> str:
-    """A hash of what decides phase `minimax` or `task` of the chain's round 0."""
+    """A hash of what decides a phase of the chain's round 0, named as in a plan (`TRAINED_AS`)."""
     science = config.science()
     decides: dict[str, Any] = {key: value for key, value in science.items() if key not in _CHOICE}
     starts_from_f = config.task.init.startswith("from_f")
-    if phase == "minimax" or starts_from_f:
+    if phase == "Algorithm 1" or starts_from_f:
         decides["minimax"] = science["minimax"]
-    if phase == "task":
+    if phase == "M":
         # In round 0 there is no round before to go on from.
         decides["task"] = science["task"] | {"init": "from_f" if starts_from_f else "scratch"}
         decides["dropout"] = config.method.get("dropout", 0.0)
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-def phases(config: Chain, pool: int) -> dict[str, tuple[int, int]]:
-    """The phases of round 0 that other chains may train as well: name in training -> (steps, images per step)."""
-    steps = steps_of_round(config, 0, pool)
-    one = int(config.method.get("members", 1))
-    found = {PHASES[name]: count for name, count in steps.items() if name in PHASES}
-    return found | {"task": (found["task"][0] // one, found["task"][1])}
+def shared_phases(config: Chain, pool: int) -> dict[str, tuple[int, int]]:
+    """The phases of round 0 that other chains may train as well, as in a plan -> (steps, images per step)."""
+    steps = {name: count for name, count in steps_of_round(config, 0, pool).items() if name in TRAINED_AS}
+    own = int(config.method.get("members", 1))  # further members of an ensemble are the method's own
+    return steps | {"M": (steps["M"][0] // own, steps["M"][1])}
 
 
 def leaders(configs: Sequence[Chain], pool: int) -> dict[int, set[int]]:
@@ -45,20 +44,8 @@ def leaders(configs: Sequence[Chain], pool: int) -> dict[int, set[int]]:
     first: dict[str, int] = {}
     found: dict[int, set[int]] = {}
     for place, config in enumerate(configs):
-        for phase in phases(config, pool):
+        for phase in shared_phases(config, pool):
             leader = first.setdefault(signature(config, phase), place)
             if leader != place:
                 found.setdefault(place, set()).add(leader)
     return found
-
-
-def shared_images(configs: Sequence[Chain], pool: int) -> float:
-    """Images that these chains do not train on in round 0, since an earlier one of them does."""
-    seen: set[str] = set()
-    total = 0.0
-    for config in configs:
-        for phase, (steps, images) in phases(config, pool).items():
-            if (same := signature(config, phase)) in seen:
-                total += steps * images
-            seen.add(same)
-    return total

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mal.config.alike import signature
+from mal.config.alike import TRAINED_AS, signature
 from mal.config.frozen import load_chain
 from mal.config.schema import Chain
 from mal.process.distributed import World
@@ -101,8 +101,10 @@ class Shared:
                 self._folder().parent.rmdir()
 
     def _wanted(self, phase: str) -> bool:
-        own = signature(self.config, phase)
-        return any(signature(load_chain(other / run_folder.CONFIG), phase) == own for other in self._others())
+        """Whether another chain has the phase before it. phase: as it is named in training."""
+        named = next(name for name, trained in TRAINED_AS.items() if trained == phase)
+        own = signature(self.config, named)
+        return any(signature(load_chain(other / run_folder.CONFIG), named) == own for other in self._others())
 
     def _others(self) -> list[Path]:
         """The other chains of the sweep and seed whose round 0 is not committed."""

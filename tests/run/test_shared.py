@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from mal.chain import run_chain
-from mal.config.alike import leaders, shared_images
+from mal.config.alike import leaders
 from mal.config.compose import compose_sweep
 from mal.config.schema import Chain
 from mal.process.interrupt import Interrupt, Interrupted
 from mal.run import folder as run_folder
 from mal.run.shared import FOLDER
+from sweeps.bill import images_of, unshared
 from sweeps.plan import leaders_of, reconcile
 from tests.chains import SHORT, StopsAt, chain_config, outcome, write_chain
 
@@ -123,12 +124,19 @@ def test_leaders_are_the_first_of_their_seed() -> None:
     }
 
 
-def test_images_that_are_not_trained_on_again() -> None:
-    """Two of three chains take 500 steps of 64; a chain from F takes Algorithm 1's too, of twice the images."""
-    same = ("seeds=1", "task.epochs=10", "task.batch=64", "dataset.pool=640", "initial=64")
-    assert shared_images(chains(*same, "methods=[random,entropy,coreset]"), 640) == 2 * 100 * 64
-    minimax = ("minimax.epochs=5", "minimax.batch=32", "methods=[mal,mal_init_random]")
-    assert shared_images(chains(*same, *minimax), 640) == 100 * 64 + 100 * 64
+def test_images_that_are_not_trained_on_again(tmp_path: Path) -> None:
+    """Two of three chains take 100 steps of 64; a chain from F takes Algorithm 1's 100 of 2 x 32 too."""
+
+    def fewer(*overrides: str) -> dict[str, float]:
+        same = ("seeds=1", "task.epochs=10", "task.batch=64", "dataset.pool=640", "initial=64", f"runs={tmp_path}")
+        plans = reconcile(compose_sweep([*SHORT, *same, *overrides]))
+        alone, together = images_of(unshared(plans), 640), images_of(plans, 640)
+        return {phase: count - together[phase] for phase, count in alone.items()}
+
+    assert fewer("methods=[random,entropy,coreset]") == {"M": 2 * 100 * 64, "scans": 0}
+    mal = fewer("minimax.epochs=5", "minimax.batch=32", "methods=[mal,mal_init_random]")
+    assert mal == {"Algorithm 1": 100 * 64, "M": 100 * 64, "scans": 0}
+    assert set(fewer("methods=[random,bald]").values()) == {0}
 
 
 def test_a_local_launch_lets_a_chain_wait_for_the_one_that_it_takes_from(tmp_path: Path) -> None:
