@@ -44,13 +44,17 @@ _HELLO = 'echo "job $SLURM_JOB_ID is on ${SLURMD_NODENAME:-$(hostname)}"'
 
 @dataclass(frozen=True)
 class Wanted:
-    """A chain that is to be committed up to `target`."""
+    """A chain that is to be committed up to `target`.
+
+    takes: the chains, METHOD/seed-S, of which one trains what it would train in round 0.
+    """
 
     method: str
     seed: int
     dataset: str
     committed: int
     target: int
+    takes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -60,7 +64,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Submission:
-    """One job: the chains it works on (METHOD/seed-S), how far, and how many rounds that are; or a task of an array."""
+    """One job: the chains it works on (METHOD/seed-S), how far, and how many rounds that are; or a task of an array.
+
+    takes: chains whose first jobs a job waits for; tasks, which start in order, do not.
+    """
 
     name: str
     chains: tuple[str, ...]
@@ -68,6 +75,7 @@ class Submission:
     dataset: str
     rounds: int = 1
     task: bool = False
+    takes: tuple[str, ...] = ()
 
 
 class Submitter:
@@ -83,6 +91,7 @@ class Submitter:
         self.after: str | None = None  # a job that all others wait for, and do not start where it fails
         self._seen: set[str] = set()  # jobs that are in the queue already
         self._last: dict[str, tuple[int, str]] = {}  # of each chain, the job that goes furthest: how far, and its id
+        self._first: dict[str, str] = {}  # of each chain, the id of the job for its round 0
 
     def missing(self, wanted: Sequence[Wanted], jobs: Iterable[Job]) -> list[Submission]:
         """The jobs that the queue lacks, round by round over all chains.
@@ -95,6 +104,7 @@ class Submitter:
         for (method, seed), theirs in queued.items():
             last = max(theirs, key=lambda job: (job.until, order(job.id)))
             self._last[f"{method}/seed-{seed}"] = last.until, last.id
+            self._first[f"{method}/seed-{seed}"] = min(theirs, key=lambda job: (job.until, order(job.id))).id
         lacking: list[tuple[int, int, Submission]] = []
         for place, members in enumerate(self._groups(wanted, queued)):
             queue = {job.id: job for w in members for job in queued.get((w.method, w.seed), [])}
@@ -109,7 +119,9 @@ class Submitter:
             if self.spare and done < target and furthest < 2:
                 untils.append(target)
             for number, until in enumerate(untils, start=max(far, done) + 1 - done):
-                lacking.append((number, place, Submission(name, names, until, members[0].dataset)))
+                takes = {chain for w in members for chain in w.takes} - set(names) if until == 1 else set()
+                submission = Submission(name, names, until, members[0].dataset, takes=tuple(sorted(takes)))
+                lacking.append((number, place, submission))
         submissions = [submission for _, _, submission in sorted(lacking, key=lambda entry: entry[:2])]
         return submissions if self.spare or len(lacking) < self.profile.array_from else self._as_tasks(submissions)
 
@@ -122,7 +134,7 @@ class Submitter:
                 others.append(submission)
             else:
                 rounds = tasks[submission.name].rounds + 1 if submission.name in tasks else 1
-                tasks[submission.name] = replace(submission, rounds=rounds, task=True)
+                tasks[submission.name] = replace(submission, rounds=rounds, task=True, takes=())
         return [*tasks.values(), *others]
 
     def script(self, submission: Submission) -> str:
@@ -132,7 +144,10 @@ class Submitter:
             "comment": job_comment(submission.chains, submission.until),
         }
         chains = [str(self.runs / self.sweep / chain) for chain in submission.chains]
-        return self._script(submission, "singleton", further, [*chains, "--until", str(submission.until)])
+        first = {self._first[chain] for chain in submission.takes if chain in self._first}
+        # However those end: where nothing can be taken from them, the chain trains.
+        waits = ",".join(["singleton", *(f"afterany:{job}" for job in sorted(first, key=order))])
+        return self._script(submission, waits, further, [*chains, "--until", str(submission.until)])
 
     def array_script(self, tasks: Sequence[Submission], digest: str) -> str:
         """The sbatch script of an array; digest: of what its tasks are for."""
@@ -268,6 +283,7 @@ class Submitter:
         self._seen.add(job)
         for chain in submission.chains:
             self._last[chain] = submission.until, job
+            self._first.setdefault(chain, job)
         log = str(self._log(submission)).removesuffix("%j.log") + f"{job}.log"
         where = self.runs / self.sweep
         note_submitted(where, job, submission.name, submission.chains, submission.until, log)

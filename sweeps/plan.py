@@ -99,12 +99,13 @@ def freeze(plans: list[ChainPlan]) -> None:
 
 
 def leaders_of(plans: Sequence[ChainPlan]) -> dict[Path, list[Path]]:
-    """Folder of a chain to run -> those of earlier ones that train what its round 0 does, where it may take it."""
-    to_run = [plan for plan in plans if plan.to_run and not plan.committed and plan.config.share]
-    if not to_run:
+    """Folder of a chain -> those of earlier ones that train what its round 0 does, where it may take it."""
+    states = (State.NEW, State.PART, State.RUNNING)
+    first = [plan for plan in plans if plan.state in states and not plan.committed and plan.config.share]
+    if not first:
         return {}
-    found = leaders([plan.config for plan in to_run], pool_size(to_run[0].config.dataset))
-    return {to_run[place].folder: [to_run[i].folder for i in sorted(places)] for place, places in found.items()}
+    found = leaders([plan.config for plan in first], pool_size(first[0].config.dataset))
+    return {first[place].folder: [first[i].folder for i in sorted(places)] for place, places in found.items()}
 
 
 def share_threads(plans: list[ChainPlan], share: int) -> None:

@@ -33,6 +33,7 @@ from sweeps.plan import (
     check_data,
     curves_command,
     freeze,
+    leaders_of,
     reconcile,
     share_threads,
     status_command,
@@ -219,6 +220,7 @@ def _plans(sweep: Sweep, profile: Profile) -> tuple[list[ChainPlan], Loading]:
 def _wanted(plans: Sequence[ChainPlan], queue: Sequence[Job], sweep: Sweep) -> list[Wanted]:
     """The chains that jobs are for: not those that failed, nor those that a process outside Slurm works on."""
     queued = by_chain(queue, sweep.name, sweep.runs)
+    takes = leaders_of(plans)
     wanted = []
     for plan in plans:
         target = plan.target
@@ -230,7 +232,8 @@ def _wanted(plans: Sequence[ChainPlan], queue: Sequence[Job], sweep: Sweep) -> l
         elif not plan.to_run:
             continue
         config = plan.config
-        wanted.append(Wanted(config.method["name"], config.seed, config.dataset.name, plan.committed, target))
+        others = tuple(f"{chain.parent.name}/{chain.name}" for chain in takes.get(plan.folder, ()))
+        wanted.append(Wanted(config.method["name"], config.seed, config.dataset.name, plan.committed, target, others))
     return wanted
 
 

@@ -76,6 +76,23 @@ def test_what_is_queued_is_not_submitted_again(tmp_path: Path) -> None:
     assert lacking(submitter, wanted("mal/seed-0", committed=3)) == []
 
 
+def test_only_the_first_job_of_a_chain_waits_for_another_chain(tmp_path: Path) -> None:
+    submitter = Submitter("try", tmp_path, profile(), CODE)
+    random, entropy = wanted("random/seed-0", "entropy/seed-0")
+    entropy = replace(entropy, takes=("random/seed-0",))
+    name = submitter.missing([random], [])[0].name
+    queue = [replace(in_queue(name, until, "random/seed-0"), id=str(until + 6)) for until in (3, 1, 2)]
+    first, *others = submitter.missing([random, entropy], queue)
+    assert "--dependency=singleton,afterany:7\n" in submitter.script(first)
+    assert all("--dependency=singleton\n" in submitter.script(other) for other in others)
+    submitter.after = "5"
+    assert "--dependency=singleton,afterany:7,afterok:5\n" in submitter.script(first)
+    begun = replace(entropy, committed=1)
+    assert [submission.takes for submission in submitter.missing([random, begun], queue)] == [(), ()]
+    alone = Submitter("try", tmp_path, profile(), CODE)  # the first chain's jobs are gone, or it has none left
+    assert "--dependency=singleton\n" in alone.script(alone.missing([entropy], [])[0])
+
+
 def test_packs_stay_together(tmp_path: Path) -> None:
     submitter = Submitter("try", tmp_path, profile(pack=2), CODE)
     chains = wanted("mal/seed-0", "mal/seed-1", "mal/seed-2", target=2)
@@ -186,6 +203,25 @@ def test_a_limit_met_half_way_is_gone_on_from(
 
 def untils(runs: Path) -> dict[tuple[str, int], list[int]]:
     return {key: [job.until for job in jobs] for key, jobs in by_chain(read_queue(), "digits", runs).items()}
+
+
+@pytest.mark.slurm
+def test_a_chain_waits_for_the_one_that_trains_the_same(cluster: LocalSlurm, tmp_path: Path) -> None:
+    """Random and entropy have the same task model in round 0: the second one waits, and takes it."""
+    arguments = [*SHORT, "methods=[random,entropy]", "seeds=1", *ON_SLURM, f"runs={tmp_path}"]
+    assert main([*arguments, "+cluster.sbatch.begin=now+1hour"]) == 0
+    first, second = (
+        sorted(job.id for job in read_queue() if method in job.comment) for method in ("random", "entropy")
+    )
+    shown = subprocess.run(
+        ["scontrol", "show", "job", str(second[0])], capture_output=True, text=True, check=True
+    ).stdout
+    assert f"afterany:{first[0]}(" in shown
+    for job in (*first, *second):
+        subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)
+    folders = [run_folder.chain_folder(tmp_path, "digits", method, 0) for method in ("random", "entropy")]
+    wait_until(lambda: all(run_folder.committed_rounds(f) == 2 for f in folders), "the sweep", timeout_s=180)
+    assert run_folder.read_round(folders[1] / "round-0").provenance["taken"] == {"task": "random/seed-0"}
 
 
 @pytest.mark.slurm
