@@ -18,6 +18,7 @@ from typing import Any
 from mal.files import write_json
 from mal.run import folder as run_folder
 from mal.run.heartbeat import now, read_progress
+from slurm.gpu_share import GpuShare
 
 FOLDER = "slurm"
 ATTEMPTS = "attempts.jsonl"
@@ -52,6 +53,7 @@ class Attempt:
     where it was cut off. saved: whether a checkpoint or a commit was written. seconds: until its end or last sign of
     life; lost: those of them whose work was not saved. gpus: over all nodes. host: the node that an error of the place
     is of. gave_up: whether the chain failed for good with it, until a person launched it with retry=true.
+    gpu_percent, gpu_mib: share of the time in which its GPUs computed, and their memory, where that is known.
     """
 
     job: str
@@ -65,6 +67,8 @@ class Attempt:
     ended: bool
     host: str = ""
     gave_up: bool = False
+    gpu_percent: float | None = None
+    gpu_mib: int | None = None
 
 
 def read_attempts(chain: Path) -> list[Attempt]:
@@ -99,10 +103,14 @@ def write_start(chain: Path, job: str, restart: int, gpus: int) -> float:
     return started
 
 
-def write_end(chain: Path, job: str, restart: int, started: float, cause: str, host: str = "") -> None:
-    """Note how an attempt ended; host: the node where it is to blame."""
+def write_end(
+    chain: Path, job: str, restart: int, started: float, cause: str, host: str = "", share: GpuShare | None = None
+) -> None:
+    """Note how an attempt ended; host: the node where it is to blame. share: of its GPUs."""
     note = {"event": "end", "job": job, "restart": restart, "started": started, "cause": cause}
     note |= {"host": host} if host else {}
+    if share and share.percent is not None:
+        note |= {"gpu_percent": share.percent, "gpu_mib": share.memory_mib}
     _append(chain, note | _life(chain, started) | {"ended": time.time()})
 
 
@@ -190,6 +198,8 @@ def _attempt(start: dict[str, Any], end: dict[str, Any] | None, seen: dict[str, 
         ended=end is not None,
         host=str(life.get("host", "")),
         gave_up=bool(life.get("gave_up", False)),
+        gpu_percent=life.get("gpu_percent"),
+        gpu_mib=life.get("gpu_mib"),
     )
 
 

@@ -51,6 +51,7 @@ from slurm.avoid import away_from, excluded_before, lift_lapsed, others_remain, 
 from slurm.causes import SETTLED, SIGNALS, cause_of, node_of
 from slurm.client import SlurmError
 from slurm.clock import RunClock
+from slurm.gpu_share import GpuShare
 from slurm.patience import StorageError, insist
 from slurm.requeue import RequeueForbiddenError, requeue, submit_again
 from slurm.squeue import read_queue
@@ -112,7 +113,7 @@ class Job:
         self.nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         self.node = os.environ.get("SLURMD_NODENAME", "")
         self.gpus = self.nodes * len([name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name])
-        self.clock = RunClock()
+        self.clock, self.share = RunClock(), GpuShare(self.gpus)
         self.tries = 0  # again, where it is
 
     def run(self) -> int:
@@ -214,6 +215,7 @@ class Job:
         runs = [self._start(chain, overlap=len(self.chains) > 1) for chain in chains]
         while any(run.process.poll() is None for run in runs):
             time.sleep(POLL_SECONDS)
+            self.share.look()
             for run in runs:
                 if run.process.poll() is None and not (run.hung or run.late):
                     self._watch(run)
@@ -268,7 +270,7 @@ class Job:
         if cause not in ("done", "error"):
             log.warning("%s: %s (exit status %d)", run.chain, cause, run.process.returncode)
         host = node_of(tail, self.node) if cause == PLACE else ""
-        insist(partial(write_end, run.chain, self.id, self.restart, run.started, cause, host))
+        insist(partial(write_end, run.chain, self.id, self.restart, run.started, cause, host, self.share))
         if cause not in SETTLED and not may_go_on(cause, insist(partial(read_attempts, run.chain))):
             insist(partial(give_up, run.chain, cause, tail))
             log.error("%s", (insist(lambda: read_failure(run.chain)) or {})["error"])

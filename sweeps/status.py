@@ -5,6 +5,7 @@
       runs=DIR       default runs
       watch=true     again every 10 s, until nothing runs or waits
       --json         for programs
+      efficiency=true    what its jobs asked for and used, and the keys to change
 
 A round is # committed, > running, q queued, x failed, . missing (nothing works on it: run the launch command again),
 ? unknown (Slurm does not answer). Exit status: 0; 1 where you must act: a chain failed, its job is stuck, or its
@@ -38,6 +39,7 @@ from slurm.client import NoSlurmError, SlurmError
 from slurm.squeue import Job, read_queue
 from slurm.submitted import read_submitted
 from slurm.traces import explain
+from sweeps.efficiency import report
 from sweeps.survey import ChainView, names_asked, survey
 
 WIDTH = 100
@@ -55,10 +57,14 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         as_json = "--json" in arguments
-        options = parse_options([a for a in arguments if a != "--json"], {"runs": "runs", "name": "", "watch": "false"})
+        defaults = {"runs": "runs", "name": "", "watch": "false", "efficiency": "false"}
+        options = parse_options([a for a in arguments if a != "--json"], defaults)
         watch = parse_boolean("watch", options["watch"])
         runs = Path(options["runs"])
         names = names_asked(runs, options["name"])
+        if parse_boolean("efficiency", options["efficiency"]):
+            print("\n".join(line for name in names for line in report(runs, name)))
+            return 0
         while True:
             sweeps, slurm = look(runs, names)
             show(runs, sweeps, slurm, as_json, clear=watch and sys.stdout.isatty())

@@ -26,6 +26,7 @@ from slurm.submit import Submission, Submitter, Wanted, logical
 from slurm.submitted import Submitted, claim, note_cancelled, read_submitted
 from slurm.traces import explain, without_trace
 from sweeps.announce import announce
+from sweeps.efficiency import note_asked
 from sweeps.loading import Loading, settle
 from sweeps.plan import (
     ChainPlan,
@@ -146,6 +147,7 @@ def _launch(sweep: Sweep, profile: Profile, spare: bool) -> int:
     freeze(plans)
     if loading.copy and submissions and (first := needing(plans)):
         submitter.after = _prepare(submitter, first, loading.copy, queue, lost)
+    note_asked(sweep.runs / sweep.name, profile, sorted({plan.config.dataset.name for plan in plans}))
     submitter.prolong(wanted)
     for (method, seed), jobs in by_chain(queue, sweep.name, sweep.runs).items():
         lift(jobs, lapsed_nodes(sweep.runs / sweep.name / method / f"seed-{seed}"))
