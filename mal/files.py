@@ -68,10 +68,16 @@ def _sync_folder(folder: Path) -> None:
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     """Run a command line and exit with its status; quietly where the reader of its output, e.g. `head`, has gone."""
     try:
-        status = main(sys.argv[1:])
+        status = main([_at_home(word) for word in sys.argv[1:]])
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes once more when it exits, and that must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     sys.exit(status)
+
+
+def _at_home(word: str) -> str:
+    """KEY=~/FOLDER with the home folder: not every shell replaces a tilde there, and none within quotes."""
+    key, _, value = word.partition("=")
+    return f"{key}={Path(value).expanduser()}" if value.startswith("~/") else word

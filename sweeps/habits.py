@@ -21,6 +21,7 @@ FLAGS = {
     "--version": "the version is in pyproject.toml, and in each round's provenance.json",
 }
 _LISTS = ("methods", "seeds")  # keys whose value is a list
+_SWITCHES = ("dry_run", "retry")
 _PAIRS = ("minimax.betas",)
 _FUNCTION = re.compile(r"(choice|range|glob|interval|shuffle|sort|extend_list)\(.*\)")
 _RANGE = re.compile(r"(?:range\()?(\d+)(?:,|-|\.\.|:)(\d+)\)?")
@@ -30,6 +31,7 @@ _PLAIN = re.compile(rf"(?!\d+(?:-|\.\.)\d+$){_WORD}|\[\s*{_WORD}(?:\s*,\s*{_WORD
 
 def answer(arguments: Sequence[str]) -> None:
     """Refuse, with a ValueError that says what to write instead, what means something in Hydra and nothing here."""
+    _spaces(arguments)
     for argument in arguments:
         if argument.startswith("-"):
             raise ValueError(_flag(argument))
@@ -39,12 +41,21 @@ def answer(arguments: Sequence[str]) -> None:
     _twice(arguments)
 
 
+def _spaces(arguments: Sequence[str]) -> None:
+    """Refuse `KEY = VALUE`, which the shell hands over in parts unless it stands within quotes."""
+    for at in range(len(arguments)):
+        text = " ".join(arguments[at : at + 3])
+        if match := re.match(r"([\w.+~]+)(?: = ?|= )([^\s=]+)(?= |$)", text):
+            raise ValueError(f"{match[0]!r}: no space around the equals sign. Write {match[1]}={match[2]}.")
+
+
 def _flag(argument: str) -> str:
     name, _, value = argument.partition("=")
     if name in FLAGS:
         return f"{argument} is Hydra's. Here: {FLAGS[name]}."
     plain = name.lstrip("-").replace("-", "_")
-    return f"{argument!r}: keys are written without dashes, e.g. {plain}={value or 'VALUE'}; --help lists them."
+    value = value or ("true" if plain in _SWITCHES else "VALUE")
+    return f"{argument!r}: keys are written without dashes, e.g. {plain}={value}; --help lists them."
 
 
 def _sign(argument: str, key: str) -> None:

@@ -113,7 +113,7 @@ def _cluster(section: DictConfig, overrides: Sequence[str], own: Path | None) ->
 
 def _compose(overrides: Sequence[str], own: Path | None, check: Sequence[str] = ()) -> DictConfig:
     from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
 
     search = [f"hydra.searchpath=[{_quoted(f'file://{own}')}]"] if own else []
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
@@ -121,6 +121,8 @@ def _compose(overrides: Sequence[str], own: Path | None, check: Sequence[str] = 
             if check:
                 _check_keys(check, own, search)
             return compose("config", overrides=[*search, *overrides])
+        except OverrideParseException as error:
+            raise ValueError(_unreadable(error.override)) from None
         except (HydraException, OmegaConfBaseException) as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ValueError(f"The overrides {' '.join(overrides)} do not compose: {reason}") from error
@@ -154,6 +156,13 @@ def variant_overrides(variant: dict[str, Any], overrides: Sequence[str], own: Pa
     return [*groups, f"method={method}", *keys, *(o for o in given if o not in groups)]
 
 
+def _unreadable(override: str) -> str:
+    """What to say of an override that Hydra's grammar does not take."""
+    key, _, value = override.partition("=")
+    quoted = "" if "'" in value else f" Put the value in quotes within quotes: \"{key}='{value}'\"."
+    return f"{override!r} cannot be read.{quoted}"
+
+
 def _text(value: Any) -> str:
     """A value as an override writes it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
@@ -184,7 +193,8 @@ def _check_keys(overrides: Sequence[str], own: Path | None, search: Sequence[str
         if _is_open(key) and "cluster.time.default" in keys:
             continue  # any data set, any option of sbatch: slurm/profile.py checks them
         if key not in keys:
-            hint = nearest(key, [*keys, *GROUPS]) or "."
+            ends_so = [name for name in sorted(keys, reverse=True) if name.rpartition(".")[2] == key]
+            hint = f"; did you mean {' or '.join(ends_so)}?" if ends_so else nearest(key, [*keys, *GROUPS]) or "."
             raise ValueError(f"The key {key!r} is unknown{hint} `--help` lists every key.")
 
 

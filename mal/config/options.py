@@ -12,6 +12,8 @@ def parse_options(arguments: Sequence[str], defaults: Mapping[str, str]) -> dict
     options = dict(defaults)
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        if not equals and key not in defaults:
+            raise ValueError(f"{argument!r} is not of the form KEY=VALUE. Known: {'=, '.join(defaults)}=.")
         if key not in defaults:
             raise ValueError(f"{argument!r} is unknown{nearest(key, defaults) or '.'} Known: {', '.join(defaults)}.")
         if not equals or not value:

@@ -24,6 +24,7 @@ HABITS = {
     "--multirun": "methods=[mal,random]",
     "--config-name=x": "experiment=NAME",
     "--dataset=digits": "e.g. dataset=digits",
+    "--dry-run": "e.g. dry_run=true",
     "+keep_model=true": "Write keep_model=true",
     "++task.lr=1": "Write task.lr=1",
     "~methods": "Leave methods out",
@@ -41,6 +42,11 @@ HABITS = {
     "cluster.partition=a,b": "\"cluster.partition='a,b'\"",
     "task.lr=0.1,0.01": "'variants={mal_1:{method:mal,task.lr:0.1},mal_2:{method:mal,task.lr:0.01}}'",
     "methods=mal methods=random": "methods=[mal,random]",
+    "task.lr = 0.1": "Write task.lr=0.1",
+    "task.lr =0.1": "Write task.lr=0.1",
+    "task.lr= 0.1": "Write task.lr=0.1",
+    "lr=0.1": "did you mean task.lr",
+    "data=/a(b": "\"data='/a(b'\"",
 }
 
 
@@ -55,10 +61,21 @@ def test_a_habit_is_answered_in_one_line(typed: str, capsys: pytest.CaptureFixtu
     assert said.out == ""
 
 
+def test_spaces_in_one_word_and_a_tilde_that_the_shell_left(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        env = environment(HOME=str(tmp_path))
+        command = [sys.executable, "sweeps/launch.py", "seeds=1", "dry_run=true", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+    assert "Write task.lr=0.1" in run("task.lr = 0.1").stderr
+    assert f"results  {tmp_path}/my runs/digits" in run("runs=~/my runs").stdout
+
+
 def test_what_an_answer_suggests_is_taken() -> None:
     both = ["variants={mal_1:{method:mal,task.lr:0.1},mal_2:{method:mal,task.lr:0.01}}", "methods=[mal_1,mal_2]"]
     assert [chain.task.lr for chain in compose_sweep([*both, "seeds=1"]).chains] == [0.1, 0.01]
     assert compose_sweep(["cluster=slurm", "cluster.partition='a,b'"]).cluster["partition"] == "a,b"
+    assert compose_sweep(["data='/a(b'"]).chains[0].data == "/a(b"
     assert compose_sweep(["seeds=[0,1,2]", "methods=[mal,random]"]).seeds == [0, 1, 2]
 
 
