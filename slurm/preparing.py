@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 
 from mal.process.interrupt import EXIT_INTERRUPTED
-from slurm.client import SlurmError, SlurmSilentError, call, job_environment
+from slurm.client import FIELD, SlurmError, SlurmSilentError, call, job_environment
 from slurm.profile import Profile, submitit_parameters
 from slurm.squeue import Job, read_queue
 from slurm.submit import Submitter, job_id
@@ -47,6 +48,13 @@ def job_name(copy: Path) -> str:
 def find(queue: Iterable[Job], copy: Path) -> Job | None:
     """The job that makes a copy, if one is queued or runs."""
     return next((job for job in queue if job.alive and job.name == job_name(copy)), None)
+
+
+def waiting_for(number: int) -> set[int]:
+    """Ids of the jobs, of any sweep and user, that start when a job has ended well. Errors: those of `call`."""
+    rows = call("squeue", "--noheader", "--states=PENDING", f"--format=%A{FIELD}%E").splitlines()
+    found = (row.partition(FIELD) for row in rows)
+    return {int(job) for job, _, dependency in found if re.search(rf"afterok:{number}\b", dependency)}
 
 
 def profile_for(profile: Profile) -> Profile:

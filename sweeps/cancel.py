@@ -4,8 +4,9 @@
     python sweeps/cancel.py name=digits method=mal seed=0
       runs=DIR       default runs
 
-For chains that run outside Slurm, it prints the command that stops them. Exit status: 0; 1 where
-something of it still runs, or Slurm does not answer; 2 for a wrong option.
+The job that makes their prepared copy ends with them, unless others wait for it. For chains that run outside Slurm, it
+prints the command that stops them. Exit status: 0; 1 where something of it still runs, or Slurm does not answer; 2 for
+a wrong option.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from mal.config.registry import nearest
 from mal.files import run_command
 from mal.run import folder as run_folder
 from slurm.client import NoSlurmError, SlurmError, SlurmSilentError, call
+from slurm.preparing import find, waiting_for
 from slurm.squeue import ChainName, Job, chains_of, read_queue, runs_hash
 from slurm.submitted import claim, note_cancelled, read_submitted
+from sweeps.preparing import noted
 from sweeps.survey import survey
 
 AT_ONCE = 500  # job ids in one scancel
@@ -83,12 +86,31 @@ def cancel(runs: Path, name: str, method: str, seed: int | None) -> int:
             note_cancelled(runs / name, job.id)
     done = len(chosen) - len(left)
     print(f"{name}: {done} jobs cancelled. What is saved stays; the launch command goes on from it.")
+    left |= _cancel_preparing(runs / name, queue, chosen)
     if left:
         print(f"{len(left)} jobs are still there: {', '.join(f'{job}: {state}' for job, state in left.items())}.")
     for job in shared:
         others = ", ".join(f"{c.method}/seed-{c.seed}" for c in chains_of(job) if not meant(c))
         print(f"Job {job.id} runs {others} as well (cluster.pack) and was left alone: scancel {job.id} ends them all.")
     return 1 if _workers(runs, name, method, seed, ours) or shared or left else 0
+
+
+def _cancel_preparing(sweep: Path, queue: Sequence[Job], cancelled: Sequence[Job]) -> dict[int, str]:
+    """Cancel the job that makes the sweep's prepared copy, unless others wait for it; as `_scancel`."""
+    copy = noted(sweep)
+    job = find(queue, copy) if copy else None
+    if job is None:
+        return {}
+    others = waiting_for(job.id) - {each.id for each in cancelled}
+    if others:
+        waiting = [each for each in queue if each.id in others]
+        sweeps = sorted({chain.sweep for each in waiting for chain in chains_of(each)})
+        print(f"Job {job.id} makes {copy}, and {len(others)} jobs of {', '.join(sweeps)} wait for it: left alone.")
+        return {}
+    left = _scancel([job])
+    if not left:
+        print(f"Job {job.id}, which made {copy} for them alone, is cancelled too; what it wrote stays.")
+    return left
 
 
 def _queue() -> list[Job]:
