@@ -3,10 +3,11 @@
 import json
 import shutil
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from mal.config.frozen import load_chain
@@ -14,9 +15,10 @@ from mal.data import prepare
 from mal.data.ffcv.prepared import read_manifest
 from mal.run import folder as run_folder
 from slurm.local import LocalSlurm
-from slurm.preparing import find
+from slurm.preparing import find, job_name
 from slurm.squeue import read_queue
 from sweeps import status
+from sweeps.cancel import main as cancel
 from sweeps.launch import main
 from tests.made_up_data import jpeg, picture, put
 from tests.slurm_cluster import cluster, shared_cluster, wait_until
@@ -24,6 +26,7 @@ from tests.slurm_cluster import cluster, shared_cluster, wait_until
 __all__ = ["cluster", "shared_cluster"]
 pytestmark = [pytest.mark.slurm, pytest.mark.ffcv, pytest.mark.slow]
 
+TRAIN = 1400  # more than memory is for
 URGENT = """#!/bin/bash
 #SBATCH --partition=high --nodes=2 --exclusive --output=/dev/null
 sleep 1
@@ -32,9 +35,9 @@ sleep 1
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageNet's tree, two classes, 2,000 training images."""
+    """ImageNet's tree, two classes."""
     data = tmp_path_factory.mktemp("data")
-    for part, many in (("train", 2000), ("val", 40)):
+    for part, many in (("train", TRAIN), ("val", 40)):
         for at in range(many):
             name = f"n0000000{at % 2}/{part}_{at}.JPEG"
             put(data / "imagenet" / part / name, jpeg(picture(at, 300 + at % 90, 240, at)))
@@ -42,7 +45,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(data: Path, *more: str) -> int:
-    sizes = ("dataset=imagenet", "dataset.classes=2", "dataset.train=2000", "dataset.test=40", "dataset.crop=32")
+    sizes = ("dataset=imagenet", "dataset.classes=2", f"dataset.train={TRAIN}", "dataset.test=40", "dataset.crop=32")
     small = ("rounds=1", "initial=4", "budget=4", "minimax.epochs=0.01", "task.epochs=0.01", "task.batch=4")
     place = (
         f"data={data}",
@@ -71,18 +74,31 @@ def done(data: Path) -> int:
     return best
 
 
-def started(cluster: LocalSlurm, data: Path) -> bool:
-    """Whether the job that prepares has written images since the last save."""
-    job = find(read_queue(), copied(data))
-    progress = copied(data).with_name(".imagenet-raw.part") / ".progress.json"
-    if job is None or job.state != "RUNNING" or not progress.is_file() or progress.stat().st_mtime < time.time() - 2:
+def written(data: Path) -> int:
+    """Images of the training set whose pixels have been written, for good or not."""
+    try:
+        return copied(data).with_name(".imagenet-raw.part").joinpath("train.beton").stat().st_size // (3 * 256**2)
+    except FileNotFoundError:
+        return 0
+
+
+def freeze(data: Path) -> bool:
+    """Stop the processes that write, where they have written images since the last save; Slurm's signals wake them."""
+    if find_state(data) != "RUNNING" or written(data) < done(data) + 100:
         return False
-    return bool(json.loads(progress.read_text())["done"] > done(data))
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]  # srun has the same words behind its own
+        if words[0] == sys.executable and any(word.startswith(f"chain={data}") for word in words):
+            process.suspend()
+    return True
 
 
-@pytest.mark.chaos  # whether a blow falls while images are written is a matter of timing
-def test_it_is_preempted_twice_and_loses_its_node_and_no_image(
-    cluster: LocalSlurm, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+BLOWS = [["preempted"], pytest.param(["preempted", "preempted", "node lost"], marks=pytest.mark.chaos)]
+
+
+@pytest.mark.parametrize("blows", BLOWS, ids="-".join)
+def test_it_is_struck_while_images_are_written_and_loses_none(
+    blows: list[str], cluster: LocalSlurm, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "imagenet").symlink_to(tree / "imagenet")
     assert launch(tmp_path) == 0
@@ -92,32 +108,32 @@ def test_it_is_preempted_twice_and_loses_its_node_and_no_image(
     chains = run_folder.chain_folders(tmp_path / "runs", "imagenet")
     assert [load_chain(chain / "config.yaml").loader for chain in chains] == ["ffcv", "ffcv"]
     reached = [0]
-    for blow in ("preempted", "preempted", "node lost"):
-        wait_until(lambda: started(cluster, tmp_path), "the job to prepare images", 120)
+    for blow in blows:
+        wait_until(lambda: freeze(tmp_path), "images to be written", 120, poll_s=0.01)
         job = find(read_queue(), copied(tmp_path))
         assert job is not None
         if blow == "node lost":
             cluster.kill_node(job.nodes)
-            wait_until(lambda: find_state(tmp_path) != "RUNNING", "the node to be missed")
-            cluster.start_node(job.nodes)
         else:
             subprocess.run(["sbatch"], input=URGENT, text=True, capture_output=True, check=True)
-            wait_until(lambda: find_state(tmp_path) != "RUNNING", "the preemption")
+        wait_until(lambda: find_state(tmp_path) == "PENDING", "the job to be queued again")
+        if blow == "node lost":
+            cluster.start_node(job.nodes)
         assert run_folder.committed_rounds(chains[0]) == 0
         reached.append(done(tmp_path))
         assert launch(tmp_path) == 0  # somebody launches again meanwhile: nothing is submitted twice
         assert "0 jobs submitted" in capsys.readouterr().out
     assert reached == sorted(reached)
-    assert 0 < reached[-1] < 2000, "it was not struck on its way"
+    assert 0 < reached[-1] < TRAIN, "it was not struck on its way"
     wait_until(lambda: all(run_folder.committed_rounds(chain) == 1 for chain in chains), "the chains", 300)
     manifest = read_manifest(copied(tmp_path))
     assert manifest is not None
-    assert manifest["parts"]["train"]["count"] == 2000
+    assert manifest["parts"]["train"]["count"] == TRAIN
     assert prepare.main([f"chain={chains[0]}", "workers=2", "verify=true"]) == 0
     from ffcv.reader import Reader
 
     ids = Reader(str(copied(tmp_path) / "train.beton")).alloc_table["sample_id"]
-    assert np.array_equal(np.sort(ids), np.arange(2000))
+    assert np.array_equal(np.sort(ids), np.arange(TRAIN))
 
 
 def find_state(data: Path) -> str:
@@ -144,3 +160,25 @@ def test_where_it_fails_no_chain_starts_status_says_why_and_the_next_launch_goes
     broken.write_bytes(whole)
     assert launch(tmp_path) == 0
     wait_until(lambda: all(run_folder.committed_rounds(chain) == 1 for chain in chains), "the chains", 300)
+
+
+def test_a_cancelled_sweep_takes_it_along_unless_another_waits_for_it(
+    cluster: LocalSlurm, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "imagenet").symlink_to(tree / "imagenet")
+    later = "+cluster.sbatch.begin=now+1hour"
+    for name in ("one", "two"):
+        assert launch(tmp_path, f"name={name}", later) == 0
+    (job,) = (job for job in read_queue() if job.name == job_name(copied(tmp_path)))
+    runs = f"runs={tmp_path / 'runs'}"
+    for arguments, jobs, words in (
+        (["name=one"], 2, f"Job {job.id} makes {copied(tmp_path)}, and 2 jobs of two wait for it: left alone."),
+        (["name=two", "seed=0"], 1, f"Job {job.id} makes {copied(tmp_path)}, and 1 jobs of two wait for it"),
+        (["name=two"], 1, f"Job {job.id}, which made {copied(tmp_path)} for them alone, is cancelled too"),
+    ):
+        capsys.readouterr()
+        assert cancel([runs, *arguments]) == 0
+        said = capsys.readouterr().out
+        assert f"{jobs} jobs cancelled" in said
+        assert words in said
+    assert not read_queue()

@@ -201,6 +201,28 @@ def test_a_limit_met_half_way_is_gone_on_from(
         assert [job.until for job in read_queue()] == [1, 1, 1, 1, 2]
 
 
+@pytest.mark.slurm
+def test_a_default_partition_without_a_gpu_is_said_where_another_has_one(
+    tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with LocalSlurm(short_folder, ClusterShape(cpus_per_node=2, gpus_per_node=1)) as mixed:
+        monkeypatch.setenv("SLURM_CONF", str(mixed.conf))
+        mixed.run("scontrol", "update", "PartitionName=low", "Nodes=n1")
+        mixed.run("scontrol", "update", "NodeName=n1", "Gres=gpu:0")
+        plan = [*SHORT, "device=auto", "methods=[random]", "seeds=1", f"runs={tmp_path}", "dry_run=true"]
+        for keys, hint, gpus in (
+            ([], "No GPU in low: the chains compute on its CPUs. GPUs are in high: cluster.partition=high", 0),
+            (["cluster.partition=high"], "", 1),
+            (["cluster.gpus_per_node=0"], "", 0),
+        ):
+            assert main([*plan, "cluster=slurm", *keys]) == 0
+            said = capsys.readouterr().out
+            assert hint in said
+            assert ("No GPU" in said) == bool(hint)
+            assert f"jobs of 1 node, {gpus} GPU" in said
+            assert ("--gpus-per-node=1" in said) == bool(gpus)
+
+
 def untils(runs: Path) -> dict[tuple[str, int], list[int]]:
     return {key: [job.until for job in jobs] for key, jobs in by_chain(read_queue(), "digits", runs).items()}
 
