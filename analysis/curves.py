@@ -20,7 +20,7 @@ except ImportError as error:
     )
 
 from analysis.options import HELP, Options, hint, parse, sweeps_of, wants_help
-from mal.files import run_command
+from mal.files import run_command, storage_fails
 
 if TYPE_CHECKING:
     from analysis.reading import Runs
@@ -39,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write(options, name, sweeps, optional=not options.names and len(reports) > 1)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # of `| head`
+            raise
+        print(f"error: {storage_fails(error)}", file=sys.stderr)
         return 2
     return 0
 

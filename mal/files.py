@@ -77,6 +77,13 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     sys.exit(status)
 
 
+def storage_fails(error: OSError) -> str:
+    """What to say to a person of an error of the storage: most of them pass, missing rights do not."""
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: you have no right to read or write there. Choose another folder, or have it changed."
+    return f"the storage fails ({error}). Run the same command again."
+
+
 def _at_home(word: str) -> str:
     """KEY=~/FOLDER with the home folder: not every shell replaces a tilde there, and none within quotes."""
     key, _, value = word.partition("=")

@@ -27,7 +27,7 @@ except ImportError as error:
 
 from mal.config.options import parse_options
 from mal.config.registry import nearest
-from mal.files import run_command
+from mal.files import run_command, storage_fails
 from mal.run import folder as run_folder
 from slurm.client import NoSlurmError, SlurmError, SlurmSilentError, call
 from slurm.preparing import find, waiting_for
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:  # of the shared storage; what was done stays done
         if isinstance(error, BrokenPipeError):  # of `| head`
             raise
-        print(f"cancel.py: the storage fails ({error}). Run the same command again.", file=sys.stderr)
+        print(f"cancel.py: {storage_fails(error)}", file=sys.stderr)
         return 1
     except SlurmSilentError as error:
         print(

@@ -27,7 +27,7 @@ except ImportError as error:
 from mal.config.compose import Sweep, compose_sweep
 from mal.config.conf_folders import CONF, GROUPS, choices, names, own_folder
 from mal.config.registry import nearest
-from mal.files import run_command
+from mal.files import run_command, storage_fails
 from sweeps import habits, show
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:  # of the shared storage; what was done stays done
         if isinstance(error, BrokenPipeError):  # of `| head`
             raise
-        print(f"launch.py: the storage fails ({error}). Run the same command again.", file=sys.stderr)
+        print(f"launch.py: {storage_fails(error)}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt as stop:  # once chains run, the signal is theirs to save at
         print(f"launch.py: {str(stop) or 'stopped'} before any chain was started.", file=sys.stderr)

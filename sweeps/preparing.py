@@ -66,7 +66,8 @@ def waiting(sweep: Path, queue: Sequence[Job] | None) -> tuple[str, Path | None]
     if job := find(queue, copy):
         said = read_report(unfinished_folder(copy)) if job.state == "RUNNING" else None
         left = "" if not said or said["seconds_left"] is None else f", {duration(said['seconds_left'])} left"
-        at = f"{said['part']} {said['done']:,} of {said['total']:,}{left}" if said else job.reason or job.state.lower()
+        share = f"{said['part']} {said['done'] / said['total']:.0%}" if said else ""  # short: it ends a line of a table
+        at = f"{share}{left}" if said else job.reason or job.state.lower()
         return f"waits for the prepared copy (job {job.id}: {at})", None
     logs = sorted((sweep / FOLDER).glob("*.log"), key=lambda path: path.stat().st_mtime)
     return "no prepared copy: its job has ended; the launch command goes on", logs[-1] if logs else None

@@ -34,7 +34,7 @@ except ImportError as error:
     )
 
 from mal.config.options import parse_boolean, parse_options
-from mal.files import run_command
+from mal.files import run_command, storage_fails
 from slurm.client import NoSlurmError, SlurmError
 from slurm.squeue import Job, read_queue
 from slurm.submitted import read_submitted
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:  # of the shared storage; what was done stays done
         if isinstance(error, BrokenPipeError):  # of `| head`
             raise
-        print(f"status.py: the storage fails ({error}). Run the same command again.", file=sys.stderr)
+        print(f"status.py: {storage_fails(error)}", file=sys.stderr)
         return EXIT_SILENT
     except KeyboardInterrupt:
         return 130
@@ -161,7 +161,8 @@ def _summary(name: str, views: Sequence[ChainView]) -> list[str]:
     states = Counter(view.state for view in views)
     words = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     left = [v.left_s for v in views if v.left_s is not None]
-    eta = f", about {duration(max(left))} left" if left else ""
+    in_turns = sum(left) / (states["running"] or len(left) or 1)  # chains that wait follow those that run
+    eta = f", about {duration(max(*left, in_turns))} left" if left else ""
     hours, lost = sum(v.hours for v in views), sum(v.lost_hours for v in views)
     gpu, lost_gpu = sum(v.gpu_hours for v in views), sum(v.lost_gpu_hours for v in views)
     causes: Counter[str] = Counter()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mal.files import storage_fails
 from tests.chains import ROOT, environment
 from tests.made_up_runs import write_chain
 
@@ -34,3 +35,8 @@ def test_a_command_whose_reader_has_gone_ends_without_a_traceback(tmp_path: Path
     assert process.stderr.read() == ""
     assert process.wait(timeout=120) == 141  # as of a process that SIGPIPE ended
     process.stderr.close()
+
+
+def test_missing_rights_are_not_said_to_pass() -> None:
+    assert storage_fails(PermissionError(13, "Permission denied", "/a/b")).startswith("/a/b: you have no right to")
+    assert storage_fails(OSError(116, "Stale file handle")).endswith("Run the same command again.")
