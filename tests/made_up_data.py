@@ -8,6 +8,7 @@ import json
 import pickle
 import struct
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,13 +77,19 @@ def write_imagenet_tree(root: Path, train: int = 8, val: int = 4) -> None:
 
 
 def write_imagenet_archives(root: Path, train: int = 8, val: int = 4) -> None:
-    """The three archives of the challenge: a tar of tars, a flat tar, the development kit."""
+    """The three archives of the challenge."""
+    write_archives(root, *imagenet_images(train, val), SYNSETS)
+
+
+def write_archives(
+    root: Path, training: dict[str, bytes], validation: dict[str, bytes], synsets: Sequence[str]
+) -> None:
+    """A tar of tars, a flat tar, the development kit; images by SYNSET/NAME, those of validation named by number."""
     from scipy.io import savemat
 
-    training, validation = imagenet_images(train, val)
     root.mkdir(parents=True, exist_ok=True)
     with tarfile.open(root / "ILSVRC2012_img_train.tar", "w") as outer:
-        for synset in reversed(SYNSETS):  # the archive's order is nobody's promise
+        for synset in reversed(synsets):  # the archive's order is nobody's promise
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w") as archive:
                 for name in reversed([name for name in training if name.startswith(synset)]):
@@ -93,13 +100,13 @@ def write_imagenet_archives(root: Path, train: int = 8, val: int = 4) -> None:
         for name in sorted(by_name, reverse=True):
             add(archive, name, validation[by_name[name]])
     # ILSVRC2012_ID is the challenge's own order, not that of the WordNet ids; inner nodes have children.
-    ids = {synset: number for number, synset in enumerate(reversed(SYNSETS), 1)}
+    ids = {synset: number for number, synset in enumerate(reversed(synsets), 1)}
     fields = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children")]
-    synsets = np.empty((len(ids) + 1, 1), dtype=fields)
+    rows = np.empty((len(ids) + 1, 1), dtype=fields)
     for row, (wnid, number) in enumerate([*ids.items(), ("n00001740", 1001)]):
-        synsets[row, 0] = (float(number), wnid, "a word", "what it means", 2.0 if number > 1000 else 0.0, [])
+        rows[row, 0] = (float(number), wnid, "a word", "what it means", 2.0 if number > 1000 else 0.0, [])
     meta = io.BytesIO()
-    savemat(meta, {"synsets": synsets})
+    savemat(meta, {"synsets": rows})
     truth = "".join(f"{ids[by_name[name].partition('/')[0]]}\n" for name in sorted(by_name))
     with tarfile.open(root / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as archive:
         add(archive, "ILSVRC2012_devkit_t12/readme.txt", b"read me")
