@@ -83,13 +83,16 @@ def written(data: Path) -> int:
 
 
 def freeze(data: Path) -> bool:
-    """Stop the processes that write, where they have written images since the last save; Slurm's signals wake them."""
-    if find_state(data) != "RUNNING" or written(data) < done(data) + 100:
-        return False
+    """Stop the processes that write, once they have written images since the last save; Slurm's signals wake them."""
+    found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or [""]  # srun has the same words behind its own
         if words[0] == sys.executable and any(word.startswith(f"chain={data}") for word in words):
-            process.suspend()
+            found.append(process)
+    if len(found) < 2 or written(data) < done(data) + 100:  # workers begin behind what was saved
+        return False
+    for process in found:
+        process.suspend()
     return True
 
 
