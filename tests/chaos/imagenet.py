@@ -1,6 +1,6 @@
 """`launch.py dataset=imagenet seeds=3` and nothing else, on a cluster that takes the job that prepares three times.
 
-    python -m tests.imagenet_on_slurm [out=FOLDER]
+    python -m tests.chaos.imagenet [out=FOLDER]
 
 Writes a made-up ImageNet, the three archives as they are downloaded, starts a one-machine Slurm of two nodes with
 2 CPUs, and types what a person types, with the numbers that make it small. While images are prepared, the job is
@@ -35,7 +35,7 @@ from slurm.preparing import find
 from slurm.squeue import Job, read_queue
 from tests.made_up_data import jpeg, write_archives
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SYNSETS = [f"n0{1440764 + 2803 * number}" for number in range(20)]
 TRAIN, VAL = 150, 20  # of each class
 SIDE = 256
