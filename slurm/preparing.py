@@ -50,11 +50,12 @@ def find(queue: Iterable[Job], copy: Path) -> Job | None:
     return next((job for job in queue if job.alive and job.name == job_name(copy)), None)
 
 
-def waiting_for(number: int) -> set[int]:
-    """Ids of the jobs, of any sweep and user, that start when a job has ended well. Errors: those of `call`."""
-    rows = call("squeue", "--noheader", "--states=PENDING", f"--format=%A{FIELD}%E").splitlines()
-    found = (row.partition(FIELD) for row in rows)
-    return {int(job) for job, _, dependency in found if re.search(rf"afterok:{number}\b", dependency)}
+def waiting_for(number: str) -> dict[str, str]:
+    """Id -> name of the jobs, of any sweep and user, that start when a job has ended well. Errors: those of `call`."""
+    columns = FIELD.join(("%i", "%j", "%E"))
+    rows = call("squeue", "--noheader", "--array", "--states=PENDING", f"--format={columns}").splitlines()
+    found = (row.split(FIELD) for row in rows)
+    return {row[0]: row[1] for row in found if re.search(rf"afterok:{number}\b", row[-1])}
 
 
 def profile_for(profile: Profile) -> Profile:

@@ -95,16 +95,16 @@ def cancel(runs: Path, name: str, method: str, seed: int | None) -> int:
     return 1 if _workers(runs, name, method, seed, ours) or shared or left else 0
 
 
-def _cancel_preparing(sweep: Path, queue: Sequence[Job], cancelled: Sequence[Job]) -> dict[int, str]:
+def _cancel_preparing(sweep: Path, queue: Sequence[Job], cancelled: Sequence[Job]) -> dict[str, str]:
     """Cancel the job that makes the sweep's prepared copy, unless others wait for it; as `_scancel`."""
     copy = noted(sweep)
     job = find(queue, copy) if copy else None
     if job is None:
         return {}
-    others = waiting_for(job.id) - {each.id for each in cancelled}
+    gone = {each.id for each in cancelled}
+    others = [name for number, name in waiting_for(job.id).items() if number not in gone]
     if others:
-        waiting = [each for each in queue if each.id in others]
-        sweeps = sorted({chain.sweep for each in waiting for chain in chains_of(each)})
+        sweeps = sorted({name.split(":")[1] for name in others if name.startswith("mal:")})
         print(f"Job {job.id} makes {copy}, and {len(others)} jobs of {', '.join(sweeps)} wait for it: left alone.")
         return {}
     left = _scancel([job])
