@@ -4,10 +4,10 @@
     srun -n4 python -m mal.chain ...      # four processes share the work (mal/process/distributed.py)
 
 The target is "the first N rounds are committed" (default: all of the configuration's). Exit status: 0 reached, also at
-once; 1 an error, recorded in the round's FAILED unless the storage failed or another process was lost; 75 interrupted,
-run it again; 76 another process is working on the chain. Not recorded, as they may depend on the place: 77 out of
-memory, of the host or of a GPU; 78 a device, a library or data that are not on this node, or something else than
---code, --tasks, --gpus say.
+once, or labels from people are waited for; 1 an error, recorded in the round's FAILED unless the storage failed or
+another process was lost; 75 interrupted, run it again; 76 another process is working on the chain. Not recorded, as
+they may depend on the place: 77 out of memory, of the host or of a GPU; 78 a device, a library or data that are not on
+this node, or something else than --code, --tasks, --gpus say.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 from mal.config.frozen import load_chain
 from mal.config.schema import Chain
 from mal.files import write_json
+from mal.labels.asking import awaited
 from mal.process.distributed import ProcessLost, join, leave, tasks
 from mal.process.faults import Fault, Misplaced, fault_of
 from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
@@ -123,6 +124,9 @@ def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt, g
         rounds = None
         while (number := committed()) < target:
             interrupt.check()
+            if found := world.once(lambda: awaited(chain, config)):
+                log.info("%s; the same command goes on once they are there", found)
+                break
             rounds = rounds or _prepare(chain, config, number, interrupt, gpus)
             rounds.run(number)
     except (Interrupted, RoundFailed):

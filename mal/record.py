@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mal import __version__
+from mal.config.people import FILES
 from mal.config.schema import Chain
 from mal.data.augment import Augmentation
 from mal.data.dataset import Dataset
@@ -71,6 +72,9 @@ class Recorder:
         files: dict[str, Any] = {run_folder.LABELED: outcome.state.labelled}
         if outcome.query is not None:
             files[run_folder.QUERY] = outcome.query
+        if self.config.dataset.oracle == FILES:
+            fixed = run_folder.round_folder(self.chain, outcome.number) / run_folder.ANSWERS
+            files[run_folder.ANSWERS] = fixed.read_bytes()
         known = {name: None if math.isnan(value) else value for name, value in outcome.signals.items()}
         files[run_folder.METRICS] = self._metrics(outcome) | {"signals": known}
         files[run_folder.HISTORY] = outcome.history
@@ -83,7 +87,8 @@ class Recorder:
         return files
 
     def _metrics(self, outcome: Outcome) -> dict[str, Any]:
-        spec, labelled, pool = self.config.dataset, outcome.state.labelled, self.dataset.pool
+        spec, labelled, refused = self.config.dataset, outcome.state.labelled, outcome.state.refused
+        pool = len(self.dataset.pool) - len(refused)
         number, evaluation, progress = outcome.number, outcome.evaluation, outcome.progress
         metrics: dict[str, Any] = {
             "dataset": spec.name,
@@ -92,12 +97,11 @@ class Recorder:
             "seed": self.config.seed,
             "round": number,
             "labeled": len(labelled),
-            "pool": len(pool),
-            "percent": 100 * len(labelled) / len(pool),
+            "pool": pool,
+            "percent": 100 * len(labelled) / pool,
             "metric": "miou" if spec.task == "segmentation" else "accuracy",
             "value": float(evaluation.value),
             "classes": spec.classes,
-            "pool_classes": self._pool_classes(number),
             "per_class": [None if np.isnan(v) else float(v) for v in evaluation.per_class],
             "seconds": round(progress.seconds, 3),
             "preemptions": progress.attempts - 1,
@@ -108,6 +112,9 @@ class Recorder:
             metrics["diverged"] = found
         if outcome.floor is not None:
             metrics["floor"] = outcome.floor
+        if spec.oracle == FILES:
+            return metrics | {"refused": len(refused)}
+        metrics["pool_classes"] = self._pool_classes(number)
         if outcome.query is not None:
             metrics["query_classes"] = self._class_counts(outcome.query)
         return metrics

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,15 @@ from torch import nn
 
 from mal.config.schema import Chain
 from mal.data.augment import Augmentation, build_augmentation
-from mal.data.dataset import Dataset, same_pool
-from mal.data.image_set import Note
+from mal.data.dataset import Dataset
+from mal.data.image_set import Files, Note
 from mal.data.loader import build_loader, count_workers, require_memory, visible_labels
 from mal.data.pixel_statistics import pixel_statistics
+from mal.labels.asking import asking_folder
+from mal.labels.ledger import PeoplesLedger, bookkeeping
+from mal.labels.sheet import request, why
 from mal.methods import METHODS, Method, Query, Setting
+from mal.methods.base import Scores
 from mal.models.heads import TaskModel
 from mal.process.device import Device
 from mal.process.interrupt import Interrupt
@@ -35,7 +38,7 @@ from mal.record import Outcome, Recorder, samples
 from mal.run import folder as run_folder
 from mal.run.code_copy import code_hash
 from mal.run.heartbeat import Progress
-from mal.run.ledger import Ledger, State, check_query, initial_labelled, unlabelled
+from mal.run.ledger import State, check_query, unlabelled
 from mal.run.shared import Shared
 from mal.task import train_task_model
 from mal.training.evaluate import Evaluation, evaluate, evaluate_maps
@@ -63,17 +66,7 @@ class Rounds:
         self.chain, self.config, self.dataset, self.device = chain, config, dataset, device
         self.begun = progress
         self.interrupt, self.segmentation = interrupt, config.dataset.task == "segmentation"
-        initial = initial_labelled(dataset.pool, config.initial, config.dataset.name, config.seed)
-        self.ledger = Ledger(
-            chain,
-            dataset.pool,
-            dataset.digest,
-            initial,
-            config.budget,
-            config.fingerprint(),
-            config.fingerprints(),
-            partial(same_pool, dataset),
-        )
+        self.ledger, self.oracle = bookkeeping(chain, config, dataset)
         if config.loader == "memory":
             require_memory((dataset.train, dataset.test), device.torch)
         # By one process for all: the others would wait for its lock, and it for them where it asks whether to stop.
@@ -95,10 +88,13 @@ class Rounds:
     def run(self, number: int) -> None:
         """Round `number`, from its last checkpoint where there is one, up to its commit.
 
-        Raises `Interrupted` where a stop is asked for, and `DamagedRun` where the rounds before are not as committed.
+        Where people are asked for the initial labels, it asks them and returns without a commit. Raises `Interrupted`
+        where a stop is asked for, and `DamagedRun` where the rounds before are not as committed.
         """
         folder = run_folder.round_folder(self.chain, number)
         world = self.device.world
+        if world.once(lambda: self._ask_first(number)):
+            return
         state = world.once(lambda: self.ledger.state(number))
         progress, self.begun = self.begun or Progress(folder, number, self.interrupt), None
         try:
@@ -108,11 +104,12 @@ class Rounds:
             model = self._task_model(setting, trainer)
             evaluation = self._evaluate(model, scanner)
             signals = self._signals(evaluation, setting, scanner)
-            query = None
+            query: np.ndarray | None = None
+            kept: dict[str, bytes] = {}
             if setting.has_query:
-                query, found = self._query(method, model, setting)
+                query, found, kept = self._query(method, model, setting)
                 signals |= found
-            kept = samples(model, setting, query, self.dataset.oracle, self.augmentation)
+            kept |= samples(model, setting, query, self.oracle, self.augmentation)
             floor = self._floor(setting, progress)
             progress.phase("commit", 0)
         finally:
@@ -147,7 +144,7 @@ class Rounds:
 
     def _open(self, number: int, state: State, folder: Path, progress: Progress) -> tuple[Setting, Trainer, Scanner]:
         """What a method sees of the round, and the two that it trains and scans with."""
-        labels = self.dataset.oracle.label(state.labelled)
+        labels = self.oracle.label(state.labelled)
         loader = self.images.showing(visible_labels(len(self.images), state.labelled, labels))
         origin = f"{self.config.fingerprint()}/{state.parent}/{self.dataset.digest}"
         trainer = Trainer(
@@ -169,7 +166,7 @@ class Rounds:
             folder=trainer.folder,
             identity=trainer.identity,
         )
-        remaining = unlabelled(self.dataset.pool, state.labelled)
+        remaining = np.setdiff1d(unlabelled(self.dataset.pool, state.labelled), state.refused)
         setting = Setting(self.config, number, state.labelled, remaining, loader, trainer, scanner)
         return setting, trainer, scanner
 
@@ -225,7 +222,7 @@ class Rounds:
         if wanted == "auto" and not is_worth_it(count, test, pixels, progress.seconds):
             return None
         progress.phase("floor", 0)
-        labels = self.dataset.oracle.label(setting.labelled)
+        labels = self.oracle.label(setting.labelled)
 
         def compute() -> dict[str, float | None]:
             images = setting.images(setting.labelled).cpu().numpy()
@@ -234,9 +231,11 @@ class Rounds:
 
         return self.device.world.once(compute)
 
-    def _query(self, method: Method, model: TaskModel, setting: Setting) -> tuple[np.ndarray, dict[str, float]]:
-        """The query, and what the method has to say of it."""
-        name, budget = self.config.method["name"], self.config.budget
+    def _query(
+        self, method: Method, model: TaskModel, setting: Setting
+    ) -> tuple[np.ndarray, dict[str, float], dict[str, bytes]]:
+        """The query, what the method has to say of it, and what people are given to label, by name."""
+        name, budget = self.config.method["name"], min(self.config.budget, len(setting.unlabelled))
         scores = method.score(model)
         query = self.device.world.once(lambda: method.select(scores, budget))
         if not isinstance(query, Query):
@@ -246,4 +245,30 @@ class Rounds:
                 "self.setting.query(indices=...) for absolute pool indices."
             )
         check_query(query.indices, budget, setting.unlabelled, f"The query of method {name}")
-        return query.indices, method.diagnostics(scores)
+        asked = self._request(query, scores, model, setting) if isinstance(self.ledger, PeoplesLedger) else {}
+        return query.indices, method.diagnostics(scores), asked
+
+    def _request(self, query: Query, scores: Scores, model: TaskModel, setting: Setting) -> dict[str, bytes]:
+        """What people are given to label: the images of a query, with M's guesses and the method's reasons."""
+        names, guesses = self.config.dataset.class_names or [], [""] * len(query)
+        if not self.segmentation:
+            scan = setting.scan_at("guess", query.indices, lambda x: {"class": model(x).argmax(dim=1)}, model)
+            guesses = [names[label] for label in scan["class"]]
+        reasons = why(scores, query.positions, self.config.method["name"])
+        return self.device.world.once(
+            lambda: self._sheet(query.indices, f"after round {setting.number}", guesses, reasons)
+        )
+
+    def _ask_first(self, number: int) -> bool:
+        """Ask people for the initial labels, where that is to be done before round `number`."""
+        indices = self.ledger.to_ask(number) if isinstance(self.ledger, PeoplesLedger) else None
+        if indices is None:
+            return False
+        sheet = self._sheet(indices, "at first", [""] * len(indices), ["initial: drawn at random"] * len(indices))
+        run_folder.commit(asking_folder(self.chain, 0), {run_folder.QUERY: indices, **sheet})
+        return True
+
+    def _sheet(self, indices: np.ndarray, when: str, guesses: list[str], reasons: list[str]) -> dict[str, bytes]:
+        train, title = self.dataset.train, f"{self.config.name}: {self.config.method['name']}, {when}"
+        assert isinstance(train, Files)
+        return request(train, indices, title, guesses, reasons)

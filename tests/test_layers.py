@@ -14,6 +14,7 @@ LAYERS = [
     {"mal.process"},
     {"mal.run", "mal.acquisition", "mal.models"},
     {"mal.data"},
+    {"mal.labels"},
     {"mal.training"},
     {"mal.task", "mal.minimax"},
     {"mal.methods"},

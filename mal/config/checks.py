@@ -14,6 +14,7 @@ from yaml import YAMLError
 from mal.config.choices import CHOICES
 from mal.config.conf_folders import CONF, choices, yaml_path
 from mal.config.method_keys import Range, check_method, read_ranges
+from mal.config.people import check_people
 from mal.config.registered import BACKBONES, METHODS, SOURCES, check_registered
 from mal.config.registry import nearest
 from mal.config.schema import Chain, Dataset, flat
@@ -79,6 +80,7 @@ def validate(chain: Chain) -> None:
     _check_image(chain)
     _check_method(chain.method)
     check_task(chain.dataset, chain.backbone, chain.method, CONF)
+    check_people(chain)
     pool, needed = pool_size(chain.dataset), chain.initial + (chain.rounds - 1) * chain.budget
     if needed > pool:
         raise ValueError(

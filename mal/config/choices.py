@@ -8,6 +8,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "dataset.task": ("classification", "segmentation"),
     "dataset.resize": (None, "square", "stretch"),
     "dataset.exif": (None, "apply", "ignore"),
+    "dataset.oracle": ("truth", "files"),
     "dataset.prepared": ("raw", "jpg", "mixed"),
     "minimax.epoch_of": ("pool", "labelled"),
     "minimax.optimizer": ("adam", "sgd"),

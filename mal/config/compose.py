@@ -18,9 +18,11 @@ from yaml import YAMLError
 
 from mal.config.as_written import as_written
 from mal.config.checks import check_numbers, file_name, method_section, pool_size, validate
+from mal.config.choices import CHOICES
 from mal.config.conf_folders import CONF, DEFAULT, GROUPS, TEMPLATE, choices, own_folder
 from mal.config.counting import count_images
 from mal.config.frozen import structured
+from mal.config.people import one_seed
 from mal.config.registry import nearest
 from mal.config.schema import Chain, flat
 from mal.config.sizes import image_bytes, memory_limit
@@ -35,6 +37,7 @@ CHECKS = ("full", "headers", "none")
 OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
 SWEEP_KEYS = (
     *("conf", "methods", "variants", "tune", "tuning", "seeds", "cluster", "check", "dry_run", "retry", "prepare"),
+    *("oracle", "watch"),
     *("tasks", "ranges"),  # of a method's file
 )
 
@@ -44,7 +47,7 @@ class Sweep:
     """What one launch asks for: the chains, and how to run them.
 
     variants: what each method is, by its name; prepare: whether a prepared copy may be made; loader: as asked for;
-    chains have `auto` only where the data set is too large for memory.
+    chains have `auto` only where the data set is too large for memory; watch: whether to go on as labels come in.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Sweep:
     check: str = "headers"
     prepare: bool = True
     loader: str = "auto"
+    watch: bool = False
     chains: list[Chain] = field(default_factory=list)
 
 
@@ -71,7 +75,9 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
     base = _compose([o for o in overrides if not o.startswith("method.")], own, check=overrides)
     if base.conf is not None:
         raise ValueError(f"conf={base.conf} is set by a file: give it on the command line.")
-    seeds = _seeds(base.seeds)
+    if base.oracle not in (known := CHOICES["dataset.oracle"]):
+        raise ValueError(f"oracle={base.oracle} is unknown. Allowed: {', '.join(map(str, known))}.")
+    seeds = one_seed(_seeds(base.seeds), overrides) if base.oracle == "files" else _seeds(base.seeds)
     variants = _variants(base, own)
     name = base.name or base.dataset.name
     if base.tune:
@@ -94,6 +100,7 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
         retry=_boolean("retry", base.retry),
         prepare=_prepare(base.prepare),
         loader=str(base.loader),
+        watch=_watch(base),
     )
     for method, variant in variants.items():
         composed = _compose_variant(method, variant, overrides, own)
@@ -345,6 +352,12 @@ def _prepare(value: Any) -> bool:
     if value not in ("auto", True, False):
         raise ValueError(f"prepare={value} is unknown. Allowed: auto, false.")
     return value is not False
+
+
+def _watch(base: DictConfig) -> bool:
+    if (watch := _boolean("watch", base.watch)) and base.oracle != "files":
+        raise ValueError("watch=true waits for labels from people: set oracle=files, or leave it out.")
+    return watch
 
 
 def _boolean(key: str, value: Any) -> bool:

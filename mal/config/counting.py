@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mal.config.lists import read_class_list, read_lists, test_part
+from mal.config.lists import labels_in, names_of, read_class_list, read_list, read_lists, test_part
+from mal.config.people import FILES
 from mal.config.shards import find_shards, list_shards
 from mal.listing import list_classes, list_images
 
@@ -27,6 +28,8 @@ def count_images(section: Section) -> Section:
 def _count_folders(section: Section) -> Section:
     _require(section, "train_images", "test_images", "each with one folder of images per class")
     _resolve(section, "train_images", "test_images", "train_list", "test_list")
+    if section.get("oracle") == FILES:
+        return _count_unlabelled(section)
     if section.get("train_list") or section.get("test_list"):
         _require(section, "train_list", "test_list", "each with a line `path label` for an image")
         lists, names = read_lists(Path(section["train_list"]), Path(section["test_list"]))
@@ -34,6 +37,19 @@ def _count_folders(section: Section) -> Section:
     trees = [list_classes(Path(section[key]), f"dataset.{key}") for key in ("train_images", "test_images")]
     counts = [sum(len(images) for images in tree.classes.values()) for tree in trees]
     return _filled(section, classes=len(trees[0].classes), train=counts[0], test=counts[1])
+
+
+def _count_unlabelled(section: Section) -> Section:
+    """A pool whose images people label; the classes are those given, or those of the test images."""
+    if section.get("test_list"):
+        found = names_of(labels_in(Path(section["test_list"])))
+        test = len(read_list(Path(section["test_list"]), section.get("class_names") or found))
+    else:
+        tree = list_classes(Path(section["test_images"]), "dataset.test_images")
+        found, test = list(tree.classes), sum(len(images) for images in tree.classes.values())
+    train = len(list_images(Path(section["train_images"]), "dataset.train_images"))
+    names = list(map(str, section.get("class_names") or found))
+    return _filled(section | {"class_names": names}, classes=len(names), train=train, test=test)
 
 
 def _count_shards(section: Section) -> Section:

@@ -5,6 +5,7 @@ Importing this module imports neither torch nor Pillow.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mal.listing import in_order, some
@@ -19,17 +20,38 @@ def read_lists(train: Path, test: Path) -> tuple[tuple[dict[str, int], dict[str,
     for path, found in zip((train, test), rows, strict=True):
         if not found:
             raise ValueError(f"{path} lists no image.")
-    labels = {label for found in rows for label in found.values()}
-    if all(label.isdecimal() for label in labels):
-        names = [str(number) for number in range(max(map(int, labels)) + 1)]
-        number_of = {label: int(label) for label in labels}
-    else:
-        names = sorted(labels)
-        number_of = {name: number for number, name in enumerate(names)}
-    lists = [{path: number_of[found[path]] for path in in_order(found)} for found in rows]
+    names = names_of(label for found in rows for label in found.values())
+    lists = [_numbered(path, found, names) for path, found in zip((train, test), rows, strict=True)]
     if absent := sorted(set(range(len(names))) - set(lists[0].values())):
         raise ValueError(f"{train} has no image of the classes {some(names[at] for at in absent)}.")
     return (lists[0], lists[1]), names
+
+
+def names_of(labels: Iterable[str]) -> list[str]:
+    """The classes that labels are of: all numbers up to the largest, or the names in sorted order."""
+    labels = set(labels)
+    if labels and all(label.isdecimal() for label in labels):
+        return [str(number) for number in range(max(map(int, labels)) + 1)]
+    return sorted(labels)
+
+
+def read_list(path: Path, names: Sequence[str]) -> dict[str, int]:
+    """One list as above by classes that are known: labels by path, sorted; ValueError where one is none of them."""
+    return _numbered(path, _read_list(path), names)
+
+
+def labels_in(path: Path) -> set[str]:
+    """The labels that a list has, as they are written."""
+    return set(_read_list(path).values())
+
+
+def _numbered(path: Path, found: dict[str, str], names: Sequence[str]) -> dict[str, int]:
+    numbers = {name: number for number, name in enumerate(names)}
+    if all(name.isdecimal() for name in names):
+        found = {image: str(int(label)) if label.isdecimal() else label for image, label in found.items()}
+    if wrong := sorted(set(found.values()) - set(numbers)):
+        raise ValueError(f"{path} has labels that are no class: {some(wrong)}. The classes are {some(names)}.")
+    return {image: numbers[found[image]] for image in in_order(found)}
 
 
 def _read_list(path: Path) -> dict[str, str]:

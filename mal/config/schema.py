@@ -19,7 +19,7 @@ PLACE_KEYS = (
     *("dataset.root", "dataset.train_images", "dataset.test_images", "dataset.train_list", "dataset.test_list"),
     *("dataset.val_labels", "dataset.max_pixels", "dataset.skip_corrupt", "dataset.skip_unpaired"),
     *("dataset.class_list", "dataset.image_suffix", "dataset.mask_suffix"),
-    *("dataset.train_shards", "dataset.test_shards"),
+    *("dataset.train_shards", "dataset.test_shards", "labels.enough"),
 )
 # Values, by their key, that older chains spell otherwise: both are read, and the older one stays in the fingerprint.
 OLDER_SPELLINGS = {"method.query": {"entropy_of_unlabelled": "entropy_of_unlabeled"}}
@@ -71,6 +71,7 @@ class Dataset:
     skip_corrupt: bool = added(False)
     skip_unpaired: bool = added(False)
     left_out: list[str] | None = added(None)  # noqa: RUF009
+    oracle: str = added("truth")
 
 
 @dataclass(kw_only=True)
@@ -112,6 +113,13 @@ class Task:
 
 
 @dataclass(kw_only=True)
+class Labels:
+    """What a chain asks of people, where dataset.oracle=files."""
+
+    enough: float = added(1.0)
+
+
+@dataclass(kw_only=True)
 class Chain:
     """Everything that one (dataset, method, seed) needs; written to the chain's config.yaml."""
 
@@ -141,6 +149,7 @@ class Chain:
     method: dict[str, Any]
     minimax: Minimax
     task: Task
+    labels: Labels = field(default_factory=Labels)
 
     def fingerprint(self) -> str:
         """SHA-256 of what decides the chain's results: all but the place it runs at and its number of rounds."""
@@ -161,13 +170,16 @@ class Chain:
 
 
 def _deciding(section: Any, prefix: str = "") -> dict[str, Any]:
-    """A section as nested dicts, without places and without the keys added later that are at their neutral value."""
+    """A section as nested dicts, without places and without the keys added later that are at their neutral value.
+
+    A section of which nothing is left, as one that was added later, is left out.
+    """
     values = {}
     for each in fields(section):
         value, key = getattr(section, each.name), prefix + each.name
         if key not in PLACE_KEYS and not (each.metadata.get("added") and value == each.default):
             values[each.name] = _deciding(value, f"{key}.") if is_dataclass(value) else _older(key, value)
-    return values
+    return {name: value for name, value in values.items() if value != {} or not is_dataclass(getattr(section, name))}
 
 
 def _older(key: str, value: Any) -> Any:
@@ -187,7 +199,9 @@ def newer(key: str, value: Any) -> Any:
 # The keys added later, each with its neutral value.
 NEUTRAL = {
     prefix + each.name: each.default
-    for prefix, section in (("", Chain), ("dataset.", Dataset), ("minimax.", Minimax), ("task.", Task))
+    for prefix, section in (
+        *(("", Chain), ("dataset.", Dataset), ("minimax.", Minimax), ("task.", Task), ("labels.", Labels)),
+    )
     for each in fields(section)
     if each.metadata.get("added")
 }

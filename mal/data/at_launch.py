@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mal.config.people import FILES
 from mal.config.schema import Dataset as Spec
 from mal.data.check import Checked, check_remembered
 from mal.data.dataset import leave_out, read_source
@@ -140,7 +141,7 @@ def _doubts(spec: Spec, splits: list[Split], checks: list[Checked | None], initi
     if absent := _untested(spec, splits, checks):
         names = some(_class_name(spec, splits[0], label) for label in absent)
         doubts.append(f"{len(absent)} classes have no test image and are left out of the scores by class: {names}.")
-    if twins := twins_of(_folders(splits[0])):
+    if spec.oracle != FILES and (twins := twins_of(_folders(splits[0]))):
         doubts.append(f"these classes look alike: {some(f'{a!r} and {b!r}' for a, b in twins)}.")
     train, test = splits
     if isinstance(train, Files) and isinstance(test, Files) and checks[0] and checks[1]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mal.config.people import FILES
 from mal.config.schema import Dataset as Spec
 from mal.data.ffcv.prepared import open_part, open_prepared, prepared_folder, read_manifest
-from mal.data.image_set import Files, Labels, Prepared, Readable, Split, hash_arrays
+from mal.data.image_set import UNKNOWN, Files, Labels, Prepared, Readable, Split, hash_arrays
 from mal.data.sources.registry import SOURCES, stratified
 from mal.rng import generator
 from mal.run.ledger import Oracle
@@ -48,7 +49,7 @@ def load(
     train, test = splits or (open_prepared(spec, data) if loader == "ffcv" else read_source(spec, data))
     check_split(spec.name, "training", train, spec, spec.train)
     check_split(spec.name, "test", test, spec, spec.test)
-    pool = choose_pool(spec, train.labels, seed)
+    pool = choose_pool(spec, np.zeros(len(train)) if spec.oracle == FILES else train.labels, seed)
     digest = hash_arrays((pool, *train.identity()))
     return Dataset(spec, train, pool, Oracle(train.labels), test, digest, data)
 
@@ -142,5 +143,7 @@ def check_split(name: str, part: str, split: Split, spec: Spec, expected: int) -
         )
     if not isinstance(labels, np.ndarray) or labels.ndim > 1:
         return  # maps are checked one by one as they are read
-    if labels.min() < 0 or labels.max() >= spec.classes:
+    if part == "training" and spec.oracle == FILES:
+        labels = labels[labels != UNKNOWN]
+    if len(labels) and (labels.min() < 0 or labels.max() >= spec.classes):
         raise ValueError(f"{name}: {part} labels from {labels.min()} to {labels.max()}, not 0 to {spec.classes - 1}.")

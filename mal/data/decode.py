@@ -72,6 +72,15 @@ def decode_image(content: bytes, how: Reading) -> np.ndarray:
         raise ValueError(_reason(error, content)) from None
 
 
+def picture(content: bytes, how: Reading) -> bytes:
+    """An image as people look at it, a PNG of at most `how.size` pixels a side; ValueError saying what is wrong."""
+    shown = _eight_bits(_loaded(content, how)).convert("RGB")
+    shown.thumbnail((how.size, how.size))
+    file = io.BytesIO()
+    shown.save(file, "PNG")
+    return file.getvalue()
+
+
 def decode_map(content: bytes, how: Reading) -> np.ndarray:
     """A map of classes, resized by nearest neighbour (Section 4.1): uint8 (S, S); ValueError saying what is wrong."""
     whole = _module().fromarray(whole_map(content, how))

@@ -17,6 +17,7 @@ from mal.data.decode import MAX_PIXELS, Reading, decode_image, decode_map
 from mal.listing import OF_THE_FILES
 
 Decoded = TypeVar("Decoded")
+UNKNOWN = -1  # the class of an image that nobody has labelled
 IGNORED = 255  # the class of pixels that no loss and no metric counts
 BLOCK = 512  # images decoded between two notes
 

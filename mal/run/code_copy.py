@@ -23,7 +23,7 @@ CODE = "code"
 ORIGIN = "ORIGIN.json"
 PACKAGES = ("mal", "slurm")  # what a chain's process and a job import of ours
 WHEEL = "mal_commands"  # the folder in which a wheel has all packages but mal (setup.py)
-SUFFIXES = (".py", ".yaml", ".typed")
+SUFFIXES = (".py", ".yaml", ".html", ".typed")
 # What decides results is under the hash: the code, and the YAML files by which a job checks its chain. What the others
 # say (datasets, clusters, presets, defaults) is in the chain's config.yaml, under its fingerprint as far as it decides.
 HASHED_YAML = ("mal/conf/method", "mal/conf/backbone")

@@ -14,6 +14,8 @@ import json
 import os
 import re
 import shutil
+import zipfile
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ HISTORY = "history.json"
 MODEL = "model.safetensors"
 FEATURES = "features.npz"
 QUERIES = "queries.npz"
+ANSWERS = "answers.npz"
 COMMITTED = "COMMITTED"
 FAILED = "FAILED"
 CHECKPOINT = "checkpoint"
@@ -56,6 +59,7 @@ class Round:
 
     labeled: int64 (n,), sorted absolute pool indices trained on.
     query: int64 (b,), absolute pool indices in order of choice; None in the last round of a chain.
+    refused: int64 (k,), sorted, the images that people could not label so far; None where nobody was asked.
     digest: SHA-256 of the round's COMMITTED, which names the round and, through its parent, all rounds before it.
     """
 
@@ -66,6 +70,7 @@ class Round:
     metrics: dict[str, Any]
     provenance: dict[str, Any]
     digest: str
+    refused: np.ndarray | None = None
 
 
 def chain_folder(runs: Path | str, name: str, method: str, seed: int) -> Path:
@@ -178,6 +183,8 @@ def read_round(folder: Path) -> Round:
     """A committed round, every file of it checked against its hash; `DamagedRun` says which one is not as committed."""
     marker = folder / COMMITTED
     hashes = verify_hashes(folder)
+    if LABELED not in hashes:
+        raise DamagedRun(f"{marker} is not a commit of format {FORMAT}; it was edited or cut.")
     query = read_indices(folder / QUERY) if QUERY in hashes else None
     number = _ROUND.fullmatch(folder.name)
     assert number is not None, folder
@@ -189,17 +196,36 @@ def read_round(folder: Path) -> Round:
         metrics=read_json(folder / METRICS),
         provenance=read_json(folder / PROVENANCE),
         digest=sha256_file(marker),
+        refused=read_answers(folder)[1] if ANSWERS in hashes else None,
     )
 
 
-def verify_hashes(folder: Path) -> dict[str, str]:
-    """Compare each file of a committed round with the hash in COMMITTED; the hashes by name, or `DamagedRun`."""
+def write_answers(folder: Path, labelled: np.ndarray, refused: np.ndarray) -> None:
+    """Fix, before a round begins, what people answered: the images to train on, and those refused so far."""
+    buffer = io.BytesIO()
+    np.savez(buffer, labelled=labelled, refused=refused)
+    write_atomic(folder / ANSWERS, buffer.getvalue())
+
+
+def read_answers(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The images to train on and those refused, int64, sorted; or `DamagedRun` naming the file."""
+    try:
+        with np.load(folder / ANSWERS, allow_pickle=False) as found:
+            return found["labelled"].astype(np.int64), found["refused"].astype(np.int64)
+    except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise DamagedRun(f"{folder / ANSWERS} cannot be read ({error}); it was cut or edited.") from None
+
+
+def verify_hashes(folder: Path, names: Container[str] | None = None) -> dict[str, str]:
+    """Compare files of a commit, all or those named, with the hashes in COMMITTED; all by name, or `DamagedRun`."""
     committed = read_json(folder / COMMITTED)
     files = committed.get("files") if isinstance(committed, dict) and committed.get("format") == FORMAT else None
-    if not isinstance(files, dict) or LABELED not in files:
+    if not isinstance(files, dict):
         raise DamagedRun(f"{folder / COMMITTED} is not a commit of format {FORMAT}; it was edited or cut.")
     for name, expected in files.items():
         path = folder / name
+        if names is not None and name not in names:
+            continue
         if not path.is_file():
             raise DamagedRun(f"{path} is missing, although its round was committed.")
         if (found := sha256_file(path)) != expected:

@@ -7,7 +7,7 @@ be labelled (all of them, or what an imbalance or `dataset.pool` leaves).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -53,10 +53,15 @@ def check_query(query: np.ndarray, budget: int, candidates: np.ndarray, source: 
 
 @dataclass(frozen=True)
 class State:
-    """What a round starts from. labelled: int64, sorted; parent: digest of the round before, None in round 0."""
+    """What a round starts from.
+
+    labelled: int64, sorted; parent: digest of the round before, None in round 0; refused: int64, sorted, images that
+    people could not label, which have left the pool.
+    """
 
     labelled: np.ndarray
     parent: str | None
+    refused: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def read_history(chain: Path, number: int) -> list[run_folder.Round]:
@@ -71,14 +76,22 @@ def read_history(chain: Path, number: int) -> list[run_folder.Round]:
         before = history[-1] if history else None
         if committed.provenance.get("parent") != (before.digest if before else None):
             raise DamagedRun(f"{committed.folder} does not follow the round before it: its parent's hash differs.")
-        if before is not None:
-            assert before.query is not None
-            if not np.array_equal(committed.labeled, np.union1d(before.labeled, before.query)):
-                raise DamagedRun(f"{source} does not follow from the rounds before it; folders of chains were mixed.")
+        if before is not None and not _follows(before, committed):
+            raise DamagedRun(f"{source} does not follow from the rounds before it; folders of chains were mixed.")
         if committed.query is None and earlier + 1 < number:
             raise DamagedRun(f"{committed.folder} has no query, but there is a round after it.")
         history.append(committed)
     return history
+
+
+def _follows(before: run_folder.Round, committed: run_folder.Round) -> bool:
+    """Whether a round's labelled set is the one before it with the query, or with what people labelled of it."""
+    assert before.query is not None
+    bought = np.union1d(before.labeled, before.query)
+    if committed.refused is None:
+        return np.array_equal(committed.labeled, bought)
+    kept = np.isin(before.labeled, committed.labeled).all()
+    return bool(kept and np.isin(committed.labeled, bought).all())
 
 
 class Ledger:
@@ -105,15 +118,20 @@ class Ledger:
 
     def state(self, number: int) -> State:
         """What round `number` starts from; raises `DamagedRun` where a round before it is not what it should be."""
+        last = self.last(number)
+        if last is None:
+            return State(labelled=self.initial, parent=None)
+        assert last.query is not None
+        return State(labelled=np.union1d(last.labeled, last.query), parent=last.digest)
+
+    def last(self, number: int) -> run_folder.Round | None:
+        """The round before round `number`, None for round 0, once all rounds before are checked; or `DamagedRun`."""
         history = read_history(self.chain, number)
         for committed in history:
             self._check(committed)
-        if not history:
-            return State(labelled=self.initial, parent=None)
-        last = history[-1]
-        if last.query is None:
-            raise DamagedRun(f"{last.folder} has no query: it was the last round of its chain.")
-        return State(labelled=np.union1d(last.labeled, last.query), parent=last.digest)
+        if history and history[-1].query is None:
+            raise DamagedRun(f"{history[-1].folder} has no query: it was the last round of its chain.")
+        return history[-1] if history else None
 
     def _check(self, committed: run_folder.Round) -> None:
         source = committed.folder / run_folder.LABELED
@@ -129,11 +147,18 @@ class Ledger:
                 "now: put that file back as it was launched, or use another name=."
             )
         check_labelled(committed.labeled, self.pool, source)
-        if committed.number == 0 and not np.array_equal(committed.labeled, self.initial):
+        if committed.number == 0 and not self._is_start(committed):
             raise DamagedRun(f"{source} is not the initial pool of this dataset and seed.")
         if committed.query is not None:
-            candidates = unlabelled(self.pool, committed.labeled)
-            check_query(committed.query, self.budget, candidates, committed.folder / run_folder.QUERY)
+            refused = np.empty(0, np.int64) if committed.refused is None else committed.refused
+            candidates = np.setdiff1d(unlabelled(self.pool, committed.labeled), refused)
+            check_query(
+                committed.query, min(self.budget, len(candidates)), candidates, committed.folder / run_folder.QUERY
+            )
+
+    def _is_start(self, committed: run_folder.Round) -> bool:
+        """Whether the labelled set of round 0 is what it should be."""
+        return np.array_equal(committed.labeled, self.initial)
 
 
 class Labels(Protocol):

@@ -2,6 +2,8 @@
 
 TRAIN_IMAGES/CLASS/**/NAME  TEST_IMAGES/CLASS/**/NAME
 dataset.train_list=FILE     one line per image, `path label` or `path,label`, below dataset.train_images
+
+With oracle=files the training images lie in any folders; train_list may say the classes of some of them.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mal.config.lists import read_lists
+from mal.config.lists import read_list, read_lists
+from mal.config.people import FILES
 from mal.config.schema import Dataset as Spec
-from mal.data.image_set import Files, Store
+from mal.data.image_set import UNKNOWN, Files, Store
 from mal.data.sources.registry import SOURCES, image_files
-from mal.listing import Images, Tree, file_states, list_classes, say_difference, say_left_out, some
+from mal.listing import Images, Tree, file_states, list_classes, list_images, say_difference, say_left_out, some
 
 
 @SOURCES.register("folder")
@@ -27,6 +30,8 @@ def read_folder(spec: Spec, data: Path) -> tuple[Files, Files]:
     assert spec.train_images is not None
     assert spec.test_images is not None
     roots = Path(spec.train_images), Path(spec.test_images)
+    if spec.oracle == FILES:
+        return unlabelled_train(spec, roots[0]), test_of_people(spec, roots[1])
     if spec.train_list is None or spec.test_list is None:
         return tree_splits(spec, *roots, "dataset.train_images", "dataset.test_images")
     lists, names = read_lists(Path(spec.train_list), Path(spec.test_list))
@@ -45,6 +50,33 @@ def tree_splits(spec: Spec, train: Path, test: Path, key: str, test_key: str) ->
     refuse_other_classes(spec, train, classes, test, trees[1].classes, may_lack=counted)
     check_count(spec, train, len(classes))
     return tree(spec, train, trees[0], classes), tree(spec, test, trees[1], classes)
+
+
+def unlabelled_train(spec: Spec, root: Path) -> Files:
+    """All images below a folder, with the classes that dataset.train_list says and UNKNOWN elsewhere."""
+    listed = list_images(root, "dataset.train_images")
+    labels = np.full(len(listed), UNKNOWN)
+    if spec.train_list is not None:
+        known = read_list(Path(spec.train_list), spec.class_names or [])
+        place = {name: at for at, name in enumerate(listed.names)}
+        if absent := [name for name in known if name not in place]:
+            raise ValueError(
+                f"{spec.name}: {len(absent)} images that {spec.train_list} names are not below {root}: {some(absent)}. "
+                "Set dataset.train_images= to the folder that the paths are below."
+            )
+        labels[[place[name] for name in known]] = list(known.values())
+    return image_files(spec, Store.of(root, listed.states()), labels, say_left_out(listed.left_out))
+
+
+def test_of_people(spec: Spec, root: Path) -> Files:
+    """The test images, labelled by a list or by one folder per class; classes are those of the specification."""
+    names = spec.class_names or []
+    if spec.test_list is not None:
+        return of_list(spec, root, read_list(Path(spec.test_list), names), "dataset.test_images")
+    listed = list_classes(root, "dataset.test_images")
+    if wrong := sorted(set(listed.classes) - set(names)):
+        raise ValueError(f"{spec.name}: {root} has folders that are no class: {some(wrong)}. Set dataset.class_names=.")
+    return tree(spec, root, listed, names)
 
 
 def refuse_other_classes(

@@ -3,7 +3,8 @@
     ROOT/images/{train,val}/**/NAME.jpg  ROOT/masks/{train,val}/**/NAME.png  ROOT/classes.txt (one name per line)
 
 A mask's pixels are class numbers from 0, or 255 where a pixel is not counted. `test` may stand for `val`. What an
-image's name or a mask's ends in besides goes into dataset.image_suffix and dataset.mask_suffix.
+image's name or a mask's ends in besides goes into dataset.image_suffix and dataset.mask_suffix. With oracle=files
+nothing is read from masks/train: people give the masks.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 from mal.config.lists import test_part
+from mal.config.people import FILES
 from mal.config.schema import Dataset as Spec
 from mal.data.image_set import Files, MapFiles, Store
+from mal.data.sources.folder import unlabelled_train
 from mal.data.sources.registry import SOURCES, files_of, image_files
 from mal.listing import Images, list_images, say_left_out, some
 
@@ -23,10 +26,10 @@ def read_mask_folder(spec: Spec, data: Path) -> tuple[Files, Files]:
     """Images with their masks, by path."""
     root = files_of(spec, data, "mask_folder")
     train, test = "train", test_part(root / "images")
-    return (
-        pairs(spec, root / "images" / train, root / "masks" / train, "dataset.root"),
-        pairs(spec, root / "images" / test, root / "masks" / test, "dataset.root"),
-    )
+    tested = pairs(spec, root / "images" / test, root / "masks" / test, "dataset.root")
+    if spec.oracle == FILES:
+        return unlabelled_train(spec, root / "images" / train), tested
+    return pairs(spec, root / "images" / train, root / "masks" / train, "dataset.root"), tested
 
 
 def pairs(spec: Spec, images: Path, masks: Path, key: str) -> Files:
