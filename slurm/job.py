@@ -31,6 +31,7 @@ from mal.chain import EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, is_locked, read_failur
 from mal.config.frozen import load_chain
 from mal.config.schema import Chain
 from mal.files import write_json
+from mal.labels.asking import awaited
 from mal.process.interrupt import EXIT_INTERRUPTED
 from mal.process.start import last_lines, start_chain
 from mal.run import folder as run_folder
@@ -162,11 +163,12 @@ class Job:
         return self.chains[0].parents[1]
 
     def _reached(self, chain: Path) -> bool:
-        """Whether nothing is left to do for the chain."""
+        """Whether nothing is left to do for the chain, or for people alone."""
         config = self._config(chain)
-        return config is not None and insist(lambda: run_folder.committed_rounds(chain)) >= min(
-            self._until(), config.rounds
-        )
+        if config is None:
+            return False
+        committed = insist(lambda: run_folder.committed_rounds(chain))
+        return committed >= min(self._until(), config.rounds) or insist(lambda: awaited(chain, config)) is not None
 
     def _config(self, chain: Path) -> Chain | None:
         """The chain's configuration; None, with the reason recorded, where it is cut or edited."""

@@ -53,7 +53,12 @@ def main(arguments: list[str]) -> int:
         if shown:
             print(show.show(shown, arguments))
             return 0
-        return launch(compose_sweep(choose_cluster(arguments)))
+        sweep = compose_sweep(choose_cluster(arguments))
+        if not sweep.watch:
+            return launch(sweep)
+        from sweeps.watching import watch
+
+        return watch(sweep, launch)
     except ValueError as error:
         print(f"launch.py: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -63,7 +68,7 @@ def main(arguments: list[str]) -> int:
         print(f"launch.py: {storage_fails(error)}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt as stop:  # once chains run, the signal is theirs to save at
-        print(f"launch.py: {str(stop) or 'stopped'} before any chain was started.", file=sys.stderr)
+        print(f"launch.py: {str(stop) or 'stopped'}; no chain runs here.", file=sys.stderr)
         return EXIT_STOPPED
 
 
@@ -109,7 +114,7 @@ def launch_here(sweep: Sweep) -> int:
     from sweeps.announce import announce
     from sweeps.loading import settle
     from sweeps.local import devices_of, memory_of, run_local, worker_count
-    from sweeps.plan import check_data, cores, curves_command, freeze, reconcile, share_threads
+    from sweeps.plan import check_data, cores, curves_command, freeze, reconcile, say_how_to_label, share_threads
     from sweeps.preparing import needing, prepare_here
     from sweeps.table import Board
 
@@ -140,6 +145,7 @@ def launch_here(sweep: Sweep) -> int:
         status = run_local(plans, workers, Board(workers), keep_code(sweep.runs / sweep.name))
     else:
         status = 1 if any(plan.state.name == "FAILED" for plan in plans) else 0
+    say_how_to_label(sweep, plans)
     print(f"Results: {sweep.runs / sweep.name}    Curves: {curves_command(sweep)}")
     return status
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mal.config.people import FILES
 from mal.config.schema import Chain, Dataset
 from mal.config.sizes import MOST_IN_MEMORY, image_bytes, memory_limit
 from mal.data.ffcv.prepared import MANIFEST, prepared_folder, read_manifest
@@ -74,6 +75,8 @@ def _choose(config: Chain, share: float, prepare: bool) -> Loading:
         return Loading("memory", f"{size(images)} of images fit into memory")
     each = " as every job would decode them again" if limit < memory else ""
     large = f"{size(images)} of images are more than the {size(limit)} for memory{each}"
+    if dataset.oracle == FILES:
+        return Loading("memory" if images <= memory else "torch", f"{large}; a prepared copy would hold labels")
     folder = prepared_folder(dataset, Path(config.data), dataset.prepared)
     if (manifest := read_manifest(folder)) is not None:
         problem = _other(dataset, manifest) or _no_ffcv()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mal.chain import EXIT_DONE, EXIT_LOCKED, read_failure
+from mal.labels.asking import awaited
 from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt
 from mal.process.memory import available_memory
 from mal.process.start import last_lines, start_chain
@@ -118,7 +119,8 @@ def _finished(worker: Worker, board: Board) -> bool:
     if status is None:
         return False
     if status == EXIT_DONE:
-        row.status = "done"
+        waits = awaited(row.plan.folder, row.plan.config)
+        row.status, row.note = ("labels", str(waits)) if waits else ("done", "")
     elif status == EXIT_INTERRUPTED:
         row.status = "interrupted"
     elif status == EXIT_LOCKED:

@@ -20,8 +20,10 @@ from mal.config.alike import leaders
 from mal.config.checks import pool_size
 from mal.config.compose import Sweep
 from mal.config.frozen import amended, differences, load_chain, save_chain
+from mal.config.people import FILES
 from mal.config.schema import Chain, Dataset
 from mal.files import write_atomic
+from mal.labels.asking import awaited
 from mal.run import folder as run_folder
 from mal.run.code_copy import installed, other_code
 from mal.run.heartbeat import read_progress
@@ -39,6 +41,7 @@ class State(Enum):
     PART = "part"
     DONE = "done"
     RUNNING = "running"
+    WAITING = "waiting for people"
     FAILED = "failed"
 
 
@@ -57,8 +60,9 @@ class ChainPlan:
 
     @property
     def name(self) -> str:
-        """METHOD/seed-S."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
+        """METHOD/seed-S, or METHOD where people label, as it has one chain then."""
+        method = self.folder.parent.name
+        return method if self.config.dataset.oracle == FILES else f"{method}/{self.folder.name}"
 
     @property
     def to_run(self) -> bool:
@@ -134,6 +138,21 @@ def curves_command(sweep: Sweep) -> str:
     """The command that draws the sweep."""
     script = "mal-curves" if installed() else "python analysis/curves.py"
     return f"{script} {_where(sweep)}"
+
+
+def label_command(sweep: Sweep) -> str:
+    """The command by which people label what the sweep asks for."""
+    return f"{'mal-label' if installed() else 'python sweeps/label.py'} {_where(sweep)}"
+
+
+def say_how_to_label(sweep: Sweep, plans: list[ChainPlan]) -> None:
+    """Print what people are to do where chains wait for them now, and the chains that have begun to."""
+    found = [(plan, waits) for plan in plans if (waits := awaited(plan.folder, plan.config))]
+    for plan, waits in found:
+        if plan.state is not State.WAITING:  # said before
+            print(f"{plan.name:<28} {waits}")
+    if found:
+        print(f"Label:    {label_command(sweep)}    then run the same command again")
 
 
 def status_command(sweep: Sweep) -> str:
@@ -223,7 +242,7 @@ def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool, 
         seen.add(key)
         dataset = load(config.dataset, Path(config.data), config.seed, loader, found.splits)
         pool = len(dataset.pool)
-        needed = config.initial + (config.rounds - 1) * config.budget
+        needed = max(config.initial, _known(dataset)) + (config.rounds - 1) * config.budget
         if needed > pool:
             raise ValueError(
                 f"rounds={config.rounds} with initial={config.initial} and budget={config.budget} needs {needed} "
@@ -231,6 +250,13 @@ def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool, 
             )
         if isinstance(dataset.train, Files) and not dry_run and copy is None and os.access(dataset.data, os.W_OK):
             pixel_statistics(dataset, _said(f"{config.dataset.name}: mean of the pixels"))
+
+
+def _known(dataset: Any) -> int:
+    """Images whose label is there before anybody is asked; 0 where the oracle has all of them."""
+    from mal.labels.ledger import known_images
+
+    return len(known_images(dataset.pool, dataset.train.labels)) if dataset.spec.oracle == FILES else 0
 
 
 def _check_size(config: Chain, host: float, gpu: float, train: Any, test: Any) -> None:
@@ -286,7 +312,7 @@ def _plan(sweep: Sweep, config: Chain) -> ChainPlan:
     config = dataclasses.replace(
         config, threads=frozen.threads, rounds=max(target, frozen.rounds), runs=str(sweep.runs), name=sweep.name
     )
-    state, note = _state(folder, committed, target, sweep.retry)
+    state, note = _state(folder, config, committed, target, sweep.retry)
     return ChainPlan(folder, config, target, committed, state, note, sweep.check)
 
 
@@ -309,7 +335,7 @@ def settled(dataset: Dataset, frozen: Dataset | None = None) -> Dataset:
     return dataclasses.replace(dataset, left_out=frozen.left_out, train=frozen.train, test=frozen.test)
 
 
-def _state(folder: Path, committed: int, target: int, retry: bool) -> tuple[State, str]:
+def _state(folder: Path, config: Chain, committed: int, target: int, retry: bool) -> tuple[State, str]:
     if committed >= target:
         return State.DONE, "nothing to do"
     if is_locked(folder):
@@ -321,5 +347,7 @@ def _state(folder: Path, committed: int, target: int, retry: bool) -> tuple[Stat
             first_line = str(failure["error"]).splitlines()[0]
             return State.FAILED, f"failed in round {committed}: {first_line} (retry=true runs it again)"
         return State.PART, f"failed in round {committed} before, runs it again"
+    if found := awaited(folder, config):
+        return State.WAITING, str(found)
     begun = read_progress(run_folder.round_folder(folder, committed)) is not None
     return State.PART, f"continues {'in' if begun else 'with'} round {committed}"

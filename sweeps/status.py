@@ -7,9 +7,10 @@
       --json         for programs
       efficiency=true    what its jobs asked for and used, and the keys to change
 
-A round is # committed, > running, q queued, x failed, . missing (nothing works on it: run the launch command again),
-? unknown (Slurm does not answer). Exit status: 0; 1 where you must act: a chain failed, its job is stuck, or its
-jobs ended before our code started; 2 for a wrong option; 3 where Slurm does not answer.
+A round is # committed, > running, q queued, l waiting for labels from people (sweeps/label.py), x failed, . missing
+(nothing works on it: run the launch command again), ? unknown (Slurm does not answer). Exit status: 0; 1 where you must
+act: a chain failed, its job is stuck, or its jobs ended before our code started; 2 for a wrong option; 3 where Slurm
+does not answer.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from sweeps.survey import ChainView, names_asked, survey
 
 WIDTH = 100
 WATCH_SECONDS = 10.0
-SIGNS = {"committed": "#", "running": ">", "queued": "q", "failed": "x", "missing": ".", "unknown": "?"}
+SIGNS = {"committed": "#", "running": ">", "queued": "q", "labels": "l", "failed": "x", "missing": ".", "unknown": "?"}
 EXIT_PERSON, EXIT_SILENT = 1, 3
 LOST_LINES = 5
 MANY_ROUNDS = 16
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
             sweeps, slurm = look(runs, names)
             show(runs, sweeps, slurm, as_json, clear=watch and sys.stdout.isatty())
             views = [view for views in sweeps.values() for view in views]
-            if not watch or not {view.state for view in views} & {"running", "queued", "unknown"}:
+            if not watch or not {view.state for view in views} & {"running", "queued", "unknown", "labels"}:
                 return _exit_status(views, slurm)
             time.sleep(WATCH_SECONDS)
     except ValueError as error:
@@ -132,14 +133,14 @@ def show(runs: Path, sweeps: dict[str, list[ChainView]], slurm: str, as_json: bo
 
 def table(runs: Path, name: str, views: Sequence[ChainView]) -> list[str]:
     """A sweep's lines, none longer than 100 columns."""
-    width, wide = min(32, max((len(view.name) for view in views), default=0)), _cells_width(views)
+    width, wide = min(32, max((len(view.shown) for view in views), default=0)), _cells_width(views)
     lines = [_cut(line) for line in _summary(name, views)]
     for view in views:
         cells = "".join(SIGNS[cell] for cell in view.cells)
         if len(cells) > MANY_ROUNDS:
             cells = _squeezed(cells)
         value = "" if view.value is None else f"{view.value:6.2f}%"
-        head = f"  {view.name:<{width}} {cells:<{wide}} {view.committed:>2}/{view.rounds:<2} {value:>7}  "
+        head = f"  {view.shown:<{width}} {cells:<{wide}} {view.committed:>2}/{view.rounds:<2} {value:>7}  "
         detail = _detail(view)
         lines.append(
             _cut(f"{head}{view.state:<8} {detail.partition('; ')[0] if view.state == 'stuck' else detail}".rstrip())
@@ -229,7 +230,7 @@ def _short(path: Path, runs: Path) -> str:
 
 
 def _plain(views: Sequence[ChainView]) -> list[dict[str, Any]]:
-    more = ("name", "age", "percent")
+    more = ("name", "shown", "age", "percent")
     return [
         {key: str(value) if isinstance(value, Path) else value for key, value in asdict(view).items()}
         | {key: getattr(view, key) for key in more}

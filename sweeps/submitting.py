@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mal.config.compose import Sweep
 from mal.config.frozen import load_chain
+from mal.config.people import FILES
 from mal.run import folder as run_folder
 from mal.run.code_copy import CODE, code_hash, keep_code
 from mal.run.lock import hold
@@ -36,6 +37,7 @@ from sweeps.plan import (
     freeze,
     leaders_of,
     reconcile,
+    say_how_to_label,
     share_threads,
     status_command,
 )
@@ -158,6 +160,7 @@ def _launch(sweep: Sweep, profile: Profile, spare: bool) -> int:
         print(f"{left} jobs are not submitted ({why}). {_how_to_go_on(submitter.aim(wanted), len(wanted))}")
     print(f"See:      {status_command(sweep)}")
     print(f"Results:  {sweep.runs / sweep.name}    Curves: {curves_command(sweep)}")
+    say_how_to_label(sweep, plans)
     if left:
         return EXIT_PART
     return 1 if waiting or any(plan.state is State.FAILED for plan in plans) else 0
@@ -234,6 +237,8 @@ def _wanted(plans: Sequence[ChainPlan], queue: Sequence[Job], sweep: Sweep) -> l
         elif not plan.to_run:
             continue
         config = plan.config
+        if config.dataset.oracle == FILES:
+            target = min(target, plan.committed + 1)  # the round after it needs labels that nobody has given
         others = tuple(f"{chain.parent.name}/{chain.name}" for chain in takes.get(plan.folder, ()))
         wanted.append(Wanted(config.method["name"], config.seed, config.dataset.name, plan.committed, target, others))
     return wanted

@@ -13,8 +13,10 @@ import psutil
 from yaml import YAMLError
 
 from mal.chain import read_failure
-from mal.config.frozen import plain
+from mal.config.frozen import load_chain, plain
+from mal.config.people import FILES
 from mal.config.registry import nearest
+from mal.labels.asking import awaited
 from mal.process.start import last_lines
 from mal.run import folder as run_folder
 from mal.run.heartbeat import read_progress
@@ -35,13 +37,14 @@ LOST_BY = ("preempted", "timeout", "stopped", "")  # "": cut off by Slurm, witho
 class ChainView:
     """One chain.
 
-    state: done, running, queued, stuck (its job waits for a person), failed, missing (nothing works on it), or unknown
-    (not done, and Slurm does not answer). cells: one word per round: committed, running, queued, failed, missing or
-    unknown. heartbeat: of the round at work, with its age in seconds. note: Slurm's reason, the error's last line, or
-    where it stopped. lost: its newest jobs, where they ended before our code started. bad_nodes: that have failed it,
-    and that its next jobs avoid. diverged: the first round and phase with a loss that is no number or ten times what it
-    began with. tail: the last lines of the log of a chain that ended without saying why. hours: on nodes; lost_hours,
-    lost_gpu_hours: done again after interruptions.
+    state: done, running, queued, stuck (its job waits for a person), labels (it waits for labels from people), failed,
+    missing (nothing works on it), or unknown (not done, and Slurm does not answer). cells: one word per round:
+    committed, running, queued, labels, failed, missing or unknown. heartbeat: of the round at work, with its age in
+    seconds. note: Slurm's reason, the error's last line, or where it stopped. lost: its newest jobs, where they ended
+    before our code started. bad_nodes: that have failed it, and that its next jobs avoid. diverged: the first round and
+    phase with a loss that is no number or ten times what it began with. tail: the last lines of the log of a chain that
+    ended without saying why. hours: on nodes; lost_hours, lost_gpu_hours: done again after interruptions. people:
+    whether they give its labels.
     """
 
     method: str
@@ -67,11 +70,17 @@ class ChainView:
     lost_hours: float = 0.0
     lost_gpu_hours: float = 0.0
     interruptions: dict[str, int] = field(default_factory=dict)
+    people: bool = False
 
     @property
     def name(self) -> str:
         """METHOD/seed-S."""
         return f"{self.method}/seed-{self.seed}"
+
+    @property
+    def shown(self) -> str:
+        """The name, or METHOD alone where people label, as it has one chain then."""
+        return self.method if self.people else self.name
 
     @property
     def age(self) -> float | None:
@@ -122,8 +131,9 @@ def survey(runs: Path, name: str, queue: Sequence[Job] | None) -> list[ChainView
 
 
 def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job], known: bool) -> ChainView:
-    committed = run_folder.committed_rounds(folder)
-    view = ChainView(method, seed, folder, _rounds(folder), committed, jobs=[job.id for job in jobs])
+    committed, config = run_folder.committed_rounds(folder), _config(folder)
+    view = ChainView(method, seed, folder, int(config["rounds"]), committed, jobs=[job.id for job in jobs])
+    view.people = config.get("dataset", {}).get("oracle") == FILES
     seconds = _committed_seconds(view)
     heartbeat = read_progress(run_folder.round_folder(folder, committed)) or {}
     failure = read_failure(folder) if committed < view.rounds else None
@@ -134,6 +144,8 @@ def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job], known: bool
         view.state, view.note = "failed", _last_line(str(failure["error"]))
     else:
         _look_for_work(view, heartbeat, jobs, known)
+        if view.people and view.state in ("missing", "unknown") and (found := awaited(folder, load_chain(folder / run_folder.CONFIG))):
+            view.state, view.note = "labels", str(found)
     if view.committed < view.rounds and "diverged" in heartbeat:
         view.diverged = view.diverged or f"round {committed}, {heartbeat['diverged']}"
     if view.state == "missing" and view.log and heartbeat and "interrupted" not in heartbeat:
@@ -169,13 +181,16 @@ def _lost(view: ChainView, lost: Sequence[Submitted]) -> list[str]:
     return [job.job for job in lost if view.name in job.chains]
 
 
-def _rounds(folder: Path) -> int:
+def _config(folder: Path) -> dict[str, Any]:
+    """The chain's file, unchecked but for its number of rounds; `DamagedRun` where it has none."""
     try:
-        return int(plain(folder / run_folder.CONFIG)["rounds"])
+        config = plain(folder / run_folder.CONFIG)
+        int(config["rounds"])
     except (YAMLError, KeyError, TypeError, ValueError):
         raise run_folder.DamagedRun(
             f"{folder / run_folder.CONFIG} is not a chain's configuration; it was cut or edited."
         ) from None
+    return config
 
 
 def _committed_seconds(view: ChainView) -> list[float]:
@@ -217,11 +232,12 @@ def _cells(view: ChainView, jobs: Sequence[Job], known: bool) -> list[str]:
     until = max((job.until for job in jobs), default=0)
     cells = ["committed"] * min(view.committed, view.rounds)
     for number in range(view.committed, view.rounds):
-        if number == view.committed and view.state in ("running", "failed"):
+        if number == view.committed and view.state in ("running", "failed", "labels"):
             cells.append(view.state)
         else:
             waits = number < until and view.state != "failed"
-            cells.append("queued" if waits else "missing" if known or view.state == "failed" else "unknown")
+            lacking = "missing" if known or view.state in ("failed", "labels") else "unknown"
+            cells.append("queued" if waits else lacking)
     return cells
 
 

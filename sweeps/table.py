@@ -18,7 +18,15 @@ from mal.run.heartbeat import read_progress
 from sweeps.plan import ChainPlan, State
 
 REFRESH_SECONDS = 0.5
-STYLES = {"running": "cyan", "done": "green", "failed": "bold red", "locked": "red", "interrupted": "yellow"}
+STYLES = {
+    "running": "cyan",
+    "done": "green",
+    "failed": "bold red",
+    "locked": "red",
+    "interrupted": "yellow",
+    "labels": "magenta",
+}
+STATUSES = {State.DONE: "done", State.FAILED: "failed", State.RUNNING: "elsewhere", State.WAITING: "labels"}
 
 
 @dataclass
@@ -71,8 +79,8 @@ class Board:
 
     def add(self, plan: ChainPlan) -> Row:
         """A row for a chain."""
-        status = {State.DONE: "done", State.FAILED: "failed", State.RUNNING: "elsewhere"}.get(plan.state, "waiting")
-        row = Row(plan, status, plan.committed, note=plan.note if status in ("failed", "elsewhere") else "")
+        status = STATUSES.get(plan.state, "waiting")
+        row = Row(plan, status, plan.committed, note=plan.note if status not in ("waiting", "done") else "")
         if plan.committed:
             self._read_metric(row)
         self.rows.append(row)
@@ -103,7 +111,8 @@ class Board:
     def ended(self, row: Row) -> None:
         """A chain's process has ended."""
         if row.status != "done" and not self.live:
-            self._line(row, f"{row.status} in round {row.committed}: {row.note}")
+            where = "" if row.status == "labels" else f"{row.status} in round {row.committed}: "
+            self._line(row, where + row.note)
 
     def update(self, force: bool = False) -> None:
         """Redraw, at most twice per second."""
