@@ -1,4 +1,4 @@
-"""The commands of an installed package: mal-launch, mal-status, mal-cancel, mal-prune, mal-curves, mal-prepare.
+"""The commands of an installed package: mal-launch, -status, -cancel, -label, -prune, -curves and -prepare.
 
 Those of the repository, `python sweeps/launch.py` and so on, are the same modules.
 """
@@ -30,6 +30,11 @@ def cancel() -> None:
 def prune() -> None:
     """mal-prune."""
     _run("sweeps.prune")
+
+
+def label() -> None:
+    """mal-label."""
+    _run("sweeps.label")
 
 
 def curves() -> None:

@@ -34,6 +34,7 @@ OTHERS: dict[str, dict[str, Iterable[str]]] = {
     "status.py": {"runs": (), "name": (), "watch": BOOLEAN},
     "cancel.py": {"runs": (), "name": (), "method": (), "seed": ()},
     "prune.py": {"runs": (), "name": (), "what": ("checkpoints", "logs", "code"), "apply": BOOLEAN},
+    "label.py": {"runs": (), "name": (), "import": (), "serve": BOOLEAN, "port": ()},
 }
 BASH = """\
 _mal() {
@@ -42,7 +43,7 @@ _mal() {
     [[ $line == *" " ]] && words+=("")
     for script in "${words[@]:0:2}"; do
         case $script in
-            */launch.py|launch.py|*/status.py|status.py|*/cancel.py|cancel.py|*/prune.py|prune.py)
+            */launch.py|launch.py|*/status.py|status.py|*/cancel.py|cancel.py|*/prune.py|prune.py|*/label.py|label.py)
                 [[ ${words[0]} == *python* ]] && python=${words[0]}
                 local word=${words[-1]} IFS=$'\\n'
                 COMPREPLY=($("$python" COMPLETION "${script##*/}" "$word" "${words[@]}" 2>/dev/null))
@@ -54,7 +55,7 @@ _mal() {
     done
     compopt -o default
 }
-complete -F _mal python python3 launch.py status.py cancel.py prune.py
+complete -F _mal python python3 launch.py status.py cancel.py prune.py label.py
 """
 
 
@@ -76,7 +77,7 @@ def offered(script: str, word: str, given: Sequence[str]) -> list[str]:
     keys = OTHERS.get(script) or _keys(given)
     if not equals:
         return sorted(f"{name}=" for name in keys if name.startswith(word))
-    if key in ("runs", "data", "conf", "dataset.root"):
+    if key in ("runs", "data", "conf", "dataset.root", "import"):
         return []  # bash completes folders
     if key == "methods":
         head, comma, last = value.lstrip("[").rpartition(",")
@@ -103,7 +104,7 @@ def _keys(given: Sequence[str]) -> dict[str, Iterable[str]]:
         values |= _flat({"method": _read(yaml_path("method", method, own)).get("method", {})})
     keys: dict[str, Iterable[str]] = {key: BOOLEAN if isinstance(v, bool) else () for key, v in values.items()}
     keys |= {name: [str(each) for each in names if each is not None] for name, names in CHOICES.items() if name in keys}
-    keys |= {group: choices(group, own) for group in GROUPS}
+    keys |= {group: choices(group, own) for group in GROUPS} | {"oracle": keys["dataset.oracle"]}
     keys |= {"methods": (), "show_config": choices("method", own)}
     hidden = ("defaults", ".name", ".acquisition", ".kind")
     return {name: each for name, each in keys.items() if not name.endswith(hidden)}
