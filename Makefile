@@ -76,7 +76,7 @@ format: .venv/.dev$(OF)
 
 lock: $(UV)
 	$(COMPILE) pyproject.toml -o requirements.txt
-	$(COMPILE) pyproject.toml --extra dev --extra ffcv -c requirements.txt -o requirements-dev.txt
+	$(COMPILE) pyproject.toml --extra dev --extra ffcv --extra label -c requirements.txt -o requirements-dev.txt
 
 clean:
 	rm -rf .venv .tools build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -97,7 +97,7 @@ ifdef TORCH
 	@touch $@
 
 .venv/.dev$(OF): .venv/.run$(OF)
-	$(INSTALL) $(CHOSEN) --editable '.[dev]'
+	$(INSTALL) $(CHOSEN) --editable '.[dev,label]'
 	@touch $@
 else
 .venv/.run: requirements.txt pyproject.toml | $(PY)
