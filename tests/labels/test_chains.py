@@ -75,12 +75,12 @@ def test_an_annotator_who_knows_gives_the_rounds_of_the_built_in_oracle(
 
 def test_a_stop_at_any_look_changes_nothing(pool: Path, built_in: dict[str, Any], tmp_path: Path) -> None:
     config = chain_of(pool, "checkpoint_minutes=0.0001")
-    for looks in (1, 3, 7, 12):
+    for looks in (2, 9):
         chain = write_chain(tmp_path / str(looks), config)
         while run_folder.committed_rounds(chain) < config.rounds:
             with contextlib.suppress(Interrupted):
                 run_chain(chain, None, StopsAt(looks))
-            looks += 1
+            looks += 2
             if waits(chain, config):
                 import_files(chain.parents[1], [filled(chain, tmp_path / "filled.csv")])
         assert science(chain) == built_in["entropy"]
@@ -90,13 +90,16 @@ OURS = (INITIAL, run_folder.ANSWERS, store.FOLDER, TO_LABEL, SHEET, run_folder.C
 
 
 def killed_at(operation: int, work: Any) -> bool:
-    """Whether `work`, in a copy of this process, was killed before its n-th operation on files of labels."""
+    """Whether `work`, in a copy of this process, was killed before its n-th change of a file of labels."""
     child = os.fork()
     if child == 0:
         left = [operation]
 
         def count(event: str, arguments: tuple[Any, ...]) -> None:
-            if event in ("open", "os.rename", "os.remove") and any(name in str(arguments[0]) for name in OURS):
+            writes = event in ("os.rename", "os.remove") or (
+                event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            )
+            if writes and any(name in str(arguments[0]) for name in OURS):
                 left[0] -= 1
                 if left[0] < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -107,7 +110,7 @@ def killed_at(operation: int, work: Any) -> bool:
     return os.waitpid(child, 0)[1] != 0
 
 
-def test_a_kill_before_any_operation_on_labels_loses_and_doubles_nothing(
+def test_a_kill_before_any_change_of_labels_files_loses_and_doubles_nothing(
     pool: Path, built_in: dict[str, Any], tmp_path: Path
 ) -> None:
     config = chain_of(pool)
@@ -115,7 +118,7 @@ def test_a_kill_before_any_operation_on_labels_loses_and_doubles_nothing(
     operation, kills = 0, 0
     while run_folder.committed_rounds(chain) < config.rounds:
         if killed_at(operation, lambda: run_chain(chain, None, Interrupt())):
-            kills, operation = kills + 1, operation + 4
+            kills, operation = kills + 1, operation + 2
             continue
         operation = 0
         while waits(chain, config):
