@@ -26,7 +26,7 @@ from mal.run import folder as run_folder
 from mal.run.heartbeat import now
 
 LISTED = 20  # faults that an error names, of however many
-UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
+UPLOADED = re.compile(r"(?:.*/)?data/upload/(?:\d+/)?[0-9a-f]{8}-")  # where Label Studio keeps what was uploaded
 
 
 @dataclass
@@ -194,9 +194,8 @@ def find_image(said: Said, asked: Asked) -> int:
         return said.index
     assert said.path is not None
     given = _below(said.path)
-    found = _matching(given, asked, said.exact)
-    if not found and said.exact and UPLOADED.match(name := given.rpartition("/")[2]):
-        found = _matching(UPLOADED.sub("", name, count=1), asked, exact=True)
+    found = _matching(UPLOADED.sub("", given, count=1), asked, said.exact) if UPLOADED.match(given) else []
+    found = found or _matching(given, asked, said.exact)
     if not found:
         raise Fault(f"{said.path} was not asked for")
     if len(found) > 1:

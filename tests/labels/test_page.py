@@ -97,8 +97,8 @@ def test_one_page_at_a_time_and_what_came_by_a_file_meanwhile_is_not_asked_again
 
 
 def value(tab: Tab, expression: str) -> str:
-    """What an expression is in the page, as text."""
-    return str(tab.ask("Runtime.evaluate", expression=f"String({expression})")["result"]["value"])
+    """What an expression is in the page, as text; "" while the page is not there yet."""
+    return str(tab.ask("Runtime.evaluate", expression=f"String({expression})")["result"].get("value", ""))
 
 
 def until(tab: Tab, expression: str) -> None:
