@@ -144,8 +144,7 @@ def _view(folder: Path, method: str, seed: int, jobs: Sequence[Job], known: bool
         view.state, view.note = "failed", _last_line(str(failure["error"]))
     else:
         _look_for_work(view, heartbeat, jobs, known)
-        if view.people and view.state in ("missing", "unknown") and (found := awaited(folder, load_chain(folder / run_folder.CONFIG))):
-            view.state, view.note = "labels", str(found)
+        _look_for_people(view)
     if view.committed < view.rounds and "diverged" in heartbeat:
         view.diverged = view.diverged or f"round {committed}, {heartbeat['diverged']}"
     if view.state == "missing" and view.log and heartbeat and "interrupted" not in heartbeat:
@@ -173,6 +172,14 @@ def _look_for_work(view: ChainView, heartbeat: dict[str, Any], jobs: Sequence[Jo
         view.note = _stopped(heartbeat)
     else:
         view.state, view.note = "unknown", "Slurm does not answer: its jobs, if any, are not known"
+
+
+def _look_for_people(view: ChainView) -> None:
+    """Whether a chain that nothing works on waits for labels."""
+    if not view.people or view.state not in ("missing", "unknown"):
+        return
+    if found := awaited(view.folder, load_chain(view.folder / run_folder.CONFIG)):
+        view.state, view.note = "labels", str(found)
 
 
 def _lost(view: ChainView, lost: Sequence[Submitted]) -> list[str]:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mal.config.people import FILES
+from mal.config.schema import Chain
 from mal.labels import journal, store
 from mal.labels.store import REFUSED, UNANSWERED, Answers
 from mal.run import folder as run_folder
@@ -47,12 +47,9 @@ def asking_folder(chain: Path, number: int) -> Path:
     return run_folder.round_folder(chain, number - 1) if number else chain / INITIAL
 
 
-def awaited(chain: Path, config: Any) -> Waiting | None:
-    """What the chain's next round waits for; None where it can begin, has begun, or nobody is asked.
-
-    config: the chain's, as a Chain or as its file has it.
-    """
-    if getattr(config.dataset, "oracle", "") != FILES:  # older files have no such key
+def awaited(chain: Path, config: Chain) -> Waiting | None:
+    """What the chain's next round waits for; None where it can begin, has begun, or nobody is asked."""
+    if config.dataset.oracle != FILES:
         return None
     number = run_folder.committed_rounds(chain)
     folder = asking_folder(chain, number)
@@ -61,7 +58,7 @@ def awaited(chain: Path, config: Any) -> Waiting | None:
     if (run_folder.round_folder(chain, number) / run_folder.ANSWERS).is_file():
         return None
     asked = run_folder.read_indices(folder / run_folder.QUERY)
-    answers = store.read(chain.parents[1], config.dataset.class_names)
+    answers = store.read(chain.parents[1], config.dataset.class_names or [])
     found, noted = lacking(asked, answers, config.labels.enough), journal.read(chain.parents[1])
     still = set(asked[answers.of(asked) == UNANSWERED].tolist())
     return replace(found, noted=len(noted.keys() & still)) if found and noted else found
