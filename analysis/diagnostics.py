@@ -19,16 +19,19 @@ MEMBER = re.compile(r".+-\d+")  # one of several networks trained alike, such as
 NAMES = {
     "calibration": "Calibration error of M (%)",
     "overconfidence": "Confidence − accuracy of M (%)",
+    "train_value": "M on the labelled images (%)",
+    "error_auc": "AUC of M's entropy for its errors",
     "c_value": "C on the test set (%)",
     "c_calibration": "Calibration error of C (%)",
     "c_overconfidence": "Confidence − accuracy of C (%)",
+    "c_error_auc": "AUC of C's entropy for its errors",
     "c_entropy": "Entropy of C, unlabelled (nats)",
     "d_unlabeled_below_half": "Unlabelled that D puts below 0.5 (%)",
     "d_labeled_above_half": "Labelled that D puts above 0.5 (%)",
     "d_auc": "AUC of D",
     "entropy_d_spearman": "Rank correlation, entropy and D",
 }
-DECIMALS = {"d_auc": 2, "entropy_d_spearman": 2, "c_entropy": 2}  # others: 1
+DECIMALS = {"error_auc": 2, "c_error_auc": 2, "d_auc": 2, "entropy_d_spearman": 2, "c_entropy": 2}  # others: 1
 
 
 def name_of(signal: str) -> str:

@@ -23,7 +23,6 @@ from mal.data.augment import Augmentation
 from mal.data.dataset import Dataset
 from mal.data.image_set import IGNORED
 from mal.methods import Setting
-from mal.methods.common import pixel_entropy
 from mal.models.heads import TaskModel, pooled
 from mal.process.device import Device, gpu_versions
 from mal.process.memory import peak_device_mib, peak_host_mib, reserved_device_mib
@@ -31,7 +30,7 @@ from mal.run import folder as run_folder
 from mal.run.code_copy import code_hash, git_state
 from mal.run.heartbeat import Progress, now
 from mal.run.ledger import Oracle, State
-from mal.training.evaluate import Evaluation
+from mal.training.evaluate import Evaluation, pixel_entropy
 from mal.training.memory_estimate import Footprint
 
 FEATURES_SAMPLE = 2000  # unlabelled images on a map of features

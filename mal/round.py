@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mal.config.schema import Chain
 from mal.data.augment import Augmentation, build_augmentation
@@ -103,7 +103,7 @@ class Rounds:
             method.fit()
             model = self._task_model(setting, trainer)
             evaluation = self._evaluate(model, scanner)
-            signals = self._signals(evaluation, setting, scanner)
+            signals = self._signals(model, evaluation, setting, scanner)
             query: np.ndarray | None = None
             kept: dict[str, bytes] = {}
             if setting.has_query:
@@ -204,14 +204,29 @@ class Rounds:
         dataset = self.config.dataset
         return dataset.classes, (dataset.crop or dataset.size) ** 2 if self.segmentation else 1
 
-    def _signals(self, evaluation: Evaluation, setting: Setting, scanner: Scanner) -> dict[str, float]:
-        """How far M's confidence is from its accuracy; the accuracy of C, where F and C were trained, and the same."""
+    def _signals(
+        self, model: nn.Module, evaluation: Evaluation, setting: Setting, scanner: Scanner
+    ) -> dict[str, float]:
+        """Of M and, where it is trained, C: confidence against accuracy, and whether uncertainty finds the errors."""
         signals = {"confidence": evaluation.confidence, "calibration": evaluation.calibration}
+        if not self.segmentation:
+            signals |= {"error_auc": evaluation.error_auc, "train_value": self._train_value(model, setting)}
         if setting.minimax_is_trained:
             classifier = nn.Sequential(setting.minimax.encoder, setting.minimax.classifier)
             of_c = self._evaluate(classifier, scanner)
             signals |= {"c_value": of_c.value, "c_confidence": of_c.confidence, "c_calibration": of_c.calibration}
+            if not self.segmentation:
+                signals["c_error_auc"] = of_c.error_auc
         return signals
+
+    def _train_value(self, model: nn.Module, setting: Setting) -> float:
+        """M's accuracy on the labelled images as they are, percent: below 100 its training has not converged."""
+
+        def predict(images: Tensor) -> dict[str, Tensor]:
+            return {"predicted": model(images).argmax(dim=1)}
+
+        predicted = setting.scan_labelled(predict, model, phase="evaluate labelled")["predicted"]
+        return float(100 * np.mean(predicted == self.oracle.label(setting.labelled)))
 
     def _floor(self, setting: Setting, progress: Progress) -> dict[str, float | None] | None:
         """What simple classifiers reach on the labelled images; None where the configuration leaves it out."""

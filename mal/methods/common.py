@@ -16,6 +16,7 @@ from mal.methods.base import Scores, Setting
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel, pooled
 from mal.process.memory import available_memory
+from mal.training.evaluate import pixel_entropy
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +80,3 @@ def predictive_entropy(logits: Tensor) -> Tensor:
     """H of the softmax of logits (B, K), in nats: float32 (B,); of (B, K, H, W), the mean over the pixels."""
     h = pixel_entropy(logits)
     return h.mean(dim=(1, 2)) if h.ndim == 3 else h
-
-
-def pixel_entropy(logits: Tensor) -> Tensor:
-    """H of each prediction, in nats: (B, K, ...) to float32 (B, ...)."""
-    log_p = logits.float().log_softmax(dim=1)
-    return -(log_p.exp() * log_p).sum(dim=1)

@@ -33,7 +33,12 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Probability that a positive's score is above a negative's, ties counted half (the area under the ROC curve)."""
+    """Probability that a positive's score is above a negative's, ties counted half (the area under the ROC curve).
+
+    NaN where there are none of one kind.
+    """
+    if not len(positive) or not len(negative):
+        return float("nan")
     ranks = mean_ranks(np.concatenate([positive, negative]))[: len(positive)]
     wins = ranks.sum() - len(positive) * (len(positive) + 1) / 2
     return float(wins / (len(positive) * len(negative)))

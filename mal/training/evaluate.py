@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mal.data.image_set import IGNORED
 from mal.data.loader import Loader
-from mal.training.diagnostics import BINS, calibration_error
+from mal.training.diagnostics import BINS, auc, calibration_error
 from mal.training.scan import Scanner
 
 
@@ -20,20 +20,23 @@ class Evaluation:
     """Accuracy or mean IoU in percent, and that of each class (NaN where there is none of it).
 
     confidence: the mean probability of the predicted class, percent; calibration: its expected calibration error.
+    error_auc: how well entropy finds the errors: the probability that a wrong answer has more of it than a right one.
     """
 
     value: float
     per_class: np.ndarray
     confidence: float = math.nan
     calibration: float = math.nan
+    error_auc: float = math.nan
 
 
 def evaluate(model: nn.Module, scanner: Scanner, test: Loader, labels: np.ndarray, classes: int) -> Evaluation:
     """Accuracy and calibration of M, or of C on F, on the whole test set; labels: int64 (N,)."""
 
     def predict(images: Tensor) -> dict[str, Tensor]:
-        confidence, predicted = model(images).float().softmax(dim=1).max(dim=1)
-        return {"confidence": confidence, "predicted": predicted}
+        logits = model(images).float()
+        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        return {"confidence": confidence, "predicted": predicted, "entropy": pixel_entropy(logits)}
 
     found = scanner.scan("evaluate", test, np.arange(len(labels)), predict, model)
     confidence, predicted = found["confidence"], found["predicted"]
@@ -41,8 +44,10 @@ def evaluate(model: nn.Module, scanner: Scanner, test: Loader, labels: np.ndarra
     correct = np.bincount(labels[predicted == labels], minlength=classes)
     with np.errstate(invalid="ignore"):
         per_class = 100 * correct / count
-    calibration = calibration_error(confidence, predicted == labels)
-    return Evaluation(100 * correct.sum() / count.sum(), per_class, float(100 * confidence.mean()), calibration)
+    right, value = predicted == labels, 100 * correct.sum() / count.sum()
+    found_by_entropy = auc(found["entropy"][~right], found["entropy"][right])
+    calibration = calibration_error(confidence, right)
+    return Evaluation(value, per_class, float(100 * confidence.mean()), calibration, found_by_entropy)
 
 
 def evaluate_maps(model: nn.Module, scanner: Scanner, test: Loader, classes: int) -> Evaluation:
@@ -90,3 +95,9 @@ def distances(confidence: Tensor, hit: Tensor, known: Tensor) -> Tensor:
     place = (confidence * BINS).ceil().clamp(1, BINS) - 1
     distance = torch.where(known, confidence - hit.float(), 0)
     return torch.stack([torch.where(place == b, distance, 0).sum(dim=(1, 2)) for b in range(BINS)], dim=1)
+
+
+def pixel_entropy(logits: Tensor) -> Tensor:
+    """H of each prediction, in nats: (B, K, ...) to float32 (B, ...)."""
+    log_p = logits.float().log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1)

@@ -112,7 +112,7 @@ def test_a_round_records_its_signals(tmp_path: Path) -> None:
             json.loads((run_folder.round_folder(folder, number) / run_folder.METRICS).read_text())["signals"]
             for number in (0, 1)
         )
-        of_m = {"confidence", "calibration"}
+        of_m = {"confidence", "calibration", "error_auc", "train_value"}
         assert of_m <= set(last)
         assert ("c_value" in last, "c_calibration" in last) == (of_c, of_c)
         assert ("d_auc" in first, "d_auc" in last) == (of_c, False), "the last round asks nothing"
