@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mal.config.schema import Chain, Minimax
 from mal.models.backbones import build_backbone
@@ -39,6 +40,7 @@ from mal.training.optimizers import SGD, Adam, schedule
 
 PHASE = "minimax"
 EPSILON = 1e-5  # inside the logarithm, as in MME
+UPDATES = ("cross_entropy", "entropy", "discriminator")  # of a step, in Algorithm 1's order
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,16 @@ class MinimaxObjective:
         self.steps = steps
         self.networks, self.config, self.device = networks, config, device
         encoder, classifier, discriminator = networks.encoder, networks.classifier, networks.discriminator
+        self.modules: dict[str, nn.Module]
         self.modules = {"encoder": encoder, "classifier": classifier, "discriminator": discriminator}
+        self.averages: dict[str, AveragedModel] = {}
+        if config.average:
+            follow = get_ema_multi_avg_fn(config.average)
+            self.averages = {
+                f"{name}_average": AveragedModel(module, multi_avg_fn=follow, use_buffers=True)
+                for name, module in self.modules.items()
+            }
+            self.modules |= self.averages
         betas = (config.betas[0], config.betas[1])
         players = [
             {"params": encoder.parameters(), "lr": config.lr_f},
@@ -127,18 +138,29 @@ class MinimaxObjective:
         self.judge = Adam(discriminator.parameters(), lr=config.lr_d, betas=betas, fused=True)
         self.optimizers = {"game": self.game, "judge": self.judge}
 
+    @property
+    def trained(self) -> Networks:
+        """What is asked after the training: F, C and D, or the averages of their weights."""
+        if not self.averages:
+            return self.networks
+        return Networks(*(average.module for average in self.averages.values()))  # type: ignore[arg-type]
+
     def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
         """The three updates; losses cross_entropy, entropy (nats) and discriminator, detached."""
         self._set_rates(progress)
-        labelled, cross_entropy = self._descend_cross_entropy(inputs["labelled"])
-        losses = {"cross_entropy": cross_entropy}
-        if self.config.entropy_weight or self.config.discriminator:
-            unlabelled, losses["entropy"] = self._play_entropy(inputs["unlabelled"])
-            if self.config.discriminator:
-                losses["discriminator"] = self._train_discriminator(
-                    *self._seen_by_d(inputs, labelled, unlabelled),
-                    (inputs["labelled"].weight, inputs["unlabelled"].weight),
-                )
+        losses: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}  # those that the first two updates computed
+        config = self.config
+        for update in sorted(UPDATES, key=lambda name: name != config.first):
+            if update == "cross_entropy":
+                features["labelled"], losses[update] = self._descend_cross_entropy(inputs["labelled"])
+            elif update == "entropy" and (config.entropy_weight or config.discriminator):
+                features["unlabelled"], losses[update] = self._play_entropy(inputs["unlabelled"])
+            elif update == "discriminator" and config.discriminator:
+                weights = inputs["labelled"].weight, inputs["unlabelled"].weight
+                losses[update] = self._train_discriminator(*self._seen_by_d(inputs, features), weights)
+        for name, average in self.averages.items():
+            average.update_parameters(self.modules[name.removesuffix("_average")])
         return losses
 
     def _set_rates(self, progress: float) -> None:
@@ -166,11 +188,11 @@ class MinimaxObjective:
             descend(self.game, -self.config.entropy_weight * loss, self.device.world)
         return features.detach(), loss.detach()
 
-    def _seen_by_d(self, inputs: Mapping[str, Inputs], labelled: Tensor, unlabelled: Tensor) -> tuple[Tensor, Tensor]:
+    def _seen_by_d(self, inputs: Mapping[str, Inputs], features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The features that D learns from: those of the step's two passes, or computed again as the options say."""
         config, encoder = self.config, self.networks.encoder
-        if config.d_features == "train" and not config.d_to_f:
-            return labelled, unlabelled
+        if features and config.d_features == "train" and not config.d_to_f:
+            return features["labelled"], features["unlabelled"]
         encoder.train(config.d_features == "train")
         with self.device.autocast(), torch.set_grad_enabled(config.d_to_f > 0), statistics_kept(encoder):
             seen = encoder(inputs["labelled"].images), encoder(inputs["unlabelled"].images)
@@ -198,5 +220,6 @@ def train_minimax(config: Chain, trainer: Trainer, labelled: np.ndarray, unlabel
     steps = steps_of(m.epochs, m.epoch_of, len(labelled) + len(unlabelled), len(labelled), m.batch)
     objective = MinimaxObjective(networks, m, trainer.device, steps)
     trainer.run(PHASE, objective, {"labelled": labelled, "unlabelled": unlabelled}, m.batch, steps, recipe=m)
-    networks.eval()
-    return networks
+    trained = objective.trained
+    trained.eval()
+    return trained

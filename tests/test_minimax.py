@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mal.config.schema import Minimax
-from mal.minimax import EPSILON, MinimaxObjective, Networks, build_networks, discriminator_loss, entropy
+from mal.minimax import EPSILON, UPDATES, MinimaxObjective, Networks, build_networks, discriminator_loss, entropy
 from mal.models.heads import CosineClassifier, Discriminator
 from mal.training.loop import Inputs
 from tests.chains import CPU, chain_config
@@ -489,3 +489,34 @@ def test_scores_are_float32_whatever_the_precision_of_training() -> None:
         training, asked = judge(features), judge.eval()(features)
     assert (training.dtype, asked.dtype) == (torch.bfloat16, torch.float32)
     assert len(training.unique()) < 5000 < 19_000 < len(asked.unique())
+
+
+@pytest.mark.parametrize("first", ["entropy", "discriminator"])
+def test_the_order_of_the_updates_is_as_asked(first: str) -> None:
+    watch = Watch(small_networks(), first=first)
+    losses = watch.objective.step(batches(), 0.0)
+    assert list(losses) == [first, *(name for name in UPDATES if name != first)]
+    updated = ["judge", "game", "game"] if first == "discriminator" else ["game", "game", "judge"]
+    assert [name for name, _ in watch.updates] == updated
+    inputs, networks = batches(), small_networks()
+    if first == "entropy":
+        expected = entropy(networks.classifier(networks.encoder(inputs["unlabelled"].images)))
+    else:
+        logits = [networks.discriminator(networks.encoder(inputs[p].images)) for p in ("labelled", "unlabelled")]
+        expected = discriminator_loss(*logits)
+    assert float(losses[first]) == pytest.approx(float(expected.detach()), rel=1e-6), "before the others"
+
+
+def test_averaged_networks_follow_the_weights_and_are_what_is_asked() -> None:
+    networks = small_networks()
+    objective = MinimaxObjective(networks, settings(average=0.75), CPU, steps=3)
+    expected: dict[str, Tensor] = {}
+    for step in range(3):
+        objective.step(batches(step), 0.0)
+        now = weights(networks)
+        expected = {name: 0.75 * expected[name] + 0.25 * now[name] for name in now} if expected else now
+    found = weights(objective.trained)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    assert set(objective.modules) > {"encoder", "encoder_average"}, "a checkpoint keeps both"

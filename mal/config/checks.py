@@ -87,7 +87,7 @@ def validate(chain: Chain) -> None:
             f"rounds={chain.rounds} with initial={chain.initial} and budget={chain.budget} needs {needed} labels, but "
             f"the pool of {chain.dataset.name} has {pool} images: lower rounds, initial or budget."
         )
-    if needed == pool and (chain.task.init.startswith("from_f") or chain.method["acquisition"] == "mal"):
+    if needed == pool and (chain.task.init.startswith("from_f") or chain.method["acquisition"] in ("mal", "mal_plus")):
         raise ValueError(
             f"rounds={chain.rounds} with initial={chain.initial} and budget={chain.budget} labels the whole pool of "
             f"{pool}, but Algorithm 1 needs unlabelled images in every round: lower rounds, initial or budget."
@@ -97,6 +97,9 @@ def validate(chain: Chain) -> None:
             f"method.query={chain.method['query']} needs D: set minimax.discriminator=true, or method.query to entropy "
             "or random."
         )
+    if chain.method.get("outliers") and not chain.minimax.discriminator:
+        raise ValueError("method.outliers needs D: set minimax.discriminator=true, or method.outliers=0.")
+    _check_held_out(chain)
 
 
 def _check_image(chain: Chain) -> None:
@@ -158,7 +161,22 @@ def check_numbers(chain: Chain) -> None:
             raise ValueError(f"{key}={values[key]} is out of range: it must be 0 or above.")
     if len(chain.minimax.betas) != 2 or not all(0 <= beta < 1 for beta in chain.minimax.betas):
         raise ValueError(f"minimax.betas={chain.minimax.betas} must be two numbers from 0 to below 1.")
+    _check_shares(chain)
     _check_pool(chain.dataset)
+
+
+def _check_shares(chain: Chain) -> None:
+    for key, value in (("average", chain.minimax.average), ("held_out", chain.minimax.held_out)):
+        if not 0 <= value < 1:
+            raise ValueError(f"minimax.{key}={value} is out of range: it must be from 0 to below 1.")
+
+
+def _check_held_out(chain: Chain) -> None:
+    share = chain.minimax.held_out
+    if share and chain.dataset.task == "segmentation":
+        raise ValueError(f"minimax.held_out={share} is for images of one class each: set it to 0.")
+    if share and not 0 < round(share * chain.initial) < chain.initial:
+        raise ValueError(f"minimax.held_out={share} of initial={chain.initial} labels leaves one side without any.")
 
 
 def _check_pool(dataset: Dataset) -> None:

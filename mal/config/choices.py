@@ -16,6 +16,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "minimax.prototypes": ("xavier", "uniform"),
     "minimax.d_input": ("features", "normalised"),
     "minimax.d_features": ("train", "eval"),
+    "minimax.first": ("cross_entropy", "entropy", "discriminator"),
     "task.epoch_of": ("pool", "labelled"),
     "task.init": ("scratch", "from_f", "continue", "from_f_continue"),
     "task.optimizer": ("sgd", "adam"),

@@ -95,6 +95,9 @@ class Minimax:
     d_input: str = added("features")
     d_features: str = added("train")
     d_to_f: float = added(0.0)
+    first: str = added("cross_entropy")
+    average: float = added(0.0)
+    held_out: float = added(0.0)
 
 
 @dataclass(kw_only=True)

@@ -20,6 +20,7 @@ from mal.rng import generator
 from mal.task import train_task_model
 from mal.training.loop import Objective, Trainer
 from mal.training.scan import Scanner
+from mal.training.temperature import fit_temperature
 
 METHODS: Registry[type[Method]] = Registry("method.acquisition")
 Scores = dict[str, np.ndarray]
@@ -115,7 +116,22 @@ class Setting:
     @cached_property
     def minimax(self) -> Networks:
         """F, C and D, trained by Algorithm 1 on this round's pools the first time they are asked for."""
-        return train_minimax(self.config, self._trainer, self.labelled, self.unlabelled)
+        count = round(self.config.minimax.held_out * len(self.labelled))
+        if not count:
+            return train_minimax(self.config, self._trainer, self.labelled, self.unlabelled)
+        order = self.random("held out").permutation(self.labelled)
+        networks = train_minimax(self.config, self._trainer, np.sort(order[count:]), self.unlabelled)
+        self._calibrate(networks, np.sort(order[:count]))
+        return networks
+
+    def _calibrate(self, networks: Networks, held_out: np.ndarray) -> None:
+        """Fit C's temperature on labelled images, int64 (n,), that Algorithm 1 has not seen."""
+
+        def logits(images: Tensor) -> dict[str, Tensor]:
+            return {"logits": networks.classifier(networks.encoder(images))}
+
+        found = self.scan_at("calibrate", held_out, logits, networks.encoder, networks.classifier)["logits"]
+        networks.classifier.temperature *= fit_temperature(found, self._loader.load(held_out).labels.cpu().numpy())
 
     @property
     def minimax_is_trained(self) -> bool:
