@@ -33,6 +33,7 @@ LOOKS = {
     "mal_no_discriminator": Look("MAL w/o D", "#117733", "H"),
     "mal_entropy_query": Look("MAL (entropy query)", "#88CCEE", "<"),
     "mal_diversity_query": Look("MAL (D query)", "#AA4499", ">"),
+    "mal_plus": Look("MAL's F + our query", "#DDAA33", (5, 1, 0)),
     "vaal": Look("VAAL", "#E69F00", "s"),
     "vaal_small": Look("VAAL (small)", "#8F6B00", (4, 1, 45)),
     "coreset": Look("Coreset", "#009E73", "D"),
@@ -73,6 +74,7 @@ BACKBONES = {
     "vgg16_bn": "VGG16",
     "small_cnn": "small CNN",
     "small_cnn_32": "small CNN, 32 channels",
+    "small_cnn_28": "small CNN, 32 channels",
     "drn_d_22": "DRN-D-22",
     "small_drn": "small DRN",
 }

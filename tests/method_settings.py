@@ -22,7 +22,7 @@ from mal.run.heartbeat import Progress
 OURS = {
     *("mal", "mal_no_minimax", "mal_no_discriminator", "mal_entropy_query", "mal_diversity_query", "mal_init_random"),
     *("vaal", "vaal_small", "vaal_published", "coreset", "entropy", "bald", "random", "margin", "least_confidence"),
-    *("badge", "batchbald", "power_bald", "typiclust", "probcover", "ensemble"),
+    *("badge", "batchbald", "power_bald", "typiclust", "probcover", "ensemble", "mal_plus"),
 }
 QUICK = ("device=cpu", "threads=1", "seeds=1", "minimax.epochs=0.1", "task.epochs=0.5", "backbone.width=4")
 

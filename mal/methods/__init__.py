@@ -8,6 +8,7 @@ from mal.methods import ensemble as ensemble
 from mal.methods import entropy as entropy
 from mal.methods import least_confidence as least_confidence
 from mal.methods import mal as mal
+from mal.methods import mal_plus as mal_plus
 from mal.methods import margin as margin
 from mal.methods import power_bald as power_bald
 from mal.methods import probcover as probcover

@@ -42,7 +42,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(overrides: tuple[str, 
 def test_every_method_says_what_it_is_for() -> None:
     found = {method: tasks_of(method, CONF) for method in choices("method")}
     only = {method for method, tasks in found.items() if tasks == ["classification"]}
-    assert only & OURS == {"badge", "batchbald", "ensemble"}
+    assert only & OURS == {"badge", "batchbald", "ensemble", "mal_plus"}
     for method, tasks in found.items():
         if "segmentation" in tasks:
             (chain,) = compose_sweep([*SCENES, f"methods=[{method}]"]).chains

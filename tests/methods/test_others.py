@@ -96,6 +96,25 @@ def test_clusters_and_coverage_see_unit_features(tmp_path, name):
         np.testing.assert_allclose(np.linalg.norm(scores[part], axis=1), np.ones(count), atol=1e-5)
 
 
+def test_mal_plus_is_spread_out_among_the_uncertain_that_d_leaves(tmp_path):
+    at = setting(tmp_path, "mal_plus", "method.candidates=2", "method.outliers=0.1")
+    method = build(at)
+    method.fit()
+    found = method.score(task_model(at))
+    margins = build(setting(tmp_path / "margin", "margin")).score(task_model(at))["margin"]
+    np.testing.assert_allclose(found["margin"], margins, atol=1e-6)
+    left_out = np.argsort(found["labelledness"], kind="stable")[: len(margins) // 10]
+    order = np.argsort(-found["margin"], kind="stable")
+    likely = order[~np.isin(order, left_out)][:20]
+    picks = [likely[0]]
+    while len(picks) < 10:
+        nearest = np.linalg.norm(found["unit"][likely, None] - found["unit"][picks], axis=2).min(axis=1)
+        picks.append(likely[nearest.argmax()])
+    assert method.select(found, 10).positions.tolist() == picks
+    at.config.method |= {"candidates": 1.0, "outliers": 0.0}
+    assert sorted(method.select(found, 10).positions) == sorted(order[:10]), "the margin alone"
+
+
 def test_ensemble_members_differ_and_are_phases_of_their_own(tmp_path):
     at = setting(tmp_path, "ensemble", "method.members=3", "task.epochs=2")
     method = build(at)
