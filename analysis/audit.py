@@ -76,6 +76,7 @@ def audit(runs: Runs, panels: list[Panel], floors: dict[str, Floor], options: Op
         audited.by_panel("task models above simple classifiers", lambda panel: _floor(floors.get(panel.key))),
         audited.by_panel("training converged", lambda panel: convergence.judged(panel, audited.rows(panel))),
         audited.by_panel("the same training for all methods", lambda panel: _steps(panel, audited.rows(panel))),
+        audited.by_panel("as many steps for the methods' own networks", lambda panel: _own(panel, audited.rows(panel))),
         _tuning(audited),
         audited.by_panel("the same initial labels", lambda panel: _labels(audited.rows(panel))),
         audited.by_panel("the same start of the task model", lambda panel: _start(panel, runs)),
@@ -101,6 +102,19 @@ def _steps(panel: Panel, rows: pd.DataFrame) -> tuple[str, str]:
     steps = convergence.steps(panel, rows)
     if np.isnan(steps).all():
         return UNKNOWN, "no round has a history of M's training"
+    return _equal(panel, steps)
+
+
+def _own(panel: Panel, rows: pd.DataFrame) -> tuple[str, str]:
+    """Steps of Algorithm 1 and of VAAL's networks in each round; methods that train neither are not compared."""
+    steps = convergence.steps(panel, rows, convergence.OWN)
+    if np.isnan(steps).all():
+        return PASSED, "no method has any"
+    return _equal(panel, steps)
+
+
+def _equal(panel: Panel, steps: np.ndarray) -> tuple[str, str]:
+    """Whether steps (M, S, R) are equal between methods in each round."""
     means = stats.summary(steps, axis=1)[0]
     means = means[:, ~np.isnan(means).all(axis=0)]
     low, high = np.nanmin(means, axis=0), np.nanmax(means, axis=0)
@@ -124,12 +138,27 @@ def _tuning(audited: Audited) -> Line:
         trials.update(tried.values())
     if not trials:
         return Line(check, UNKNOWN, f"no tuning beside the runs ({', '.join(name + TUNING for name in names)})")
-    # MAL's ablations take MAL's settings, as sweeps/study.py gives them.
-    methods = style.ordered({m for panel in audited.panels for m in panel.methods if not m.startswith("mal_")})
-    counts = {method: trials[method] for method in methods}
-    groups = {n: [style.method_label(m) for m in methods if counts[m] == n] for n in sorted(set(counts.values()))}
+    # MAL's ablations and the choices on its start take MAL's settings, as sweeps/study.py gives them.
+    methods = style.ordered(
+        {
+            m
+            for panel in audited.panels
+            for m in panel.methods
+            if not m.startswith("mal_") and not m.endswith(style.ON_F)
+        }
+    )
+    with_own = {c.method for c in audited.runs.chains if any(_is_own(key) for key in c.config)}
+    counts = {method: trials[method] for method in methods if method in with_own or trials[method]}
+    groups = {n: [style.method_label(m) for m in counts if counts[m] == n] for n in sorted(set(counts.values()))}
     text = "; ".join(f"{n} trial{'s' * (n != 1)}: {', '.join(labels)}" for n, labels in groups.items())
+    if rest := [style.method_label(m) for m in methods if m not in counts]:
+        text += f"; no keys of their own: {', '.join(rest)}"
     return Line(check, PASSED if len(groups) == 1 else FAILED, text)
+
+
+def _is_own(key: str) -> bool:
+    """Whether a key of a chain's configuration is one of its method's own settings."""
+    return key.startswith("method.") and key not in ("method.name", "method.acquisition")
 
 
 def _labels(rows: pd.DataFrame) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from analysis.panels import Panel
 from analysis.reading import history_of
 
 PHASE = "task"
+OWN = ("minimax", "vaal")  # phases that train what a method asks besides M
 FIFTHS = 5
 STILL = 0.05  # of the whole fall of the loss, in the last fifth of the steps: more is still falling
 TRAINED = 99.0  # percent of the training images, where Ash et al. (2020) stop
@@ -48,10 +50,10 @@ def judged(panel: Panel, rows: pd.DataFrame) -> tuple[str, str]:
     return "failed" if failed else "passed", "; ".join(parts)
 
 
-def steps(panel: Panel, rows: pd.DataFrame) -> np.ndarray:
-    """Steps of M's training (M, S, R), to a window; NaN where a round has no history."""
+def steps(panel: Panel, rows: pd.DataFrame, phases: Sequence[str] = (PHASE,)) -> np.ndarray:
+    """Steps of M's training (M, S, R), or of other networks' by their phases, to a window; NaN without a history."""
     found = np.full(panel.values.shape, np.nan)
-    for at, history in _histories(panel, rows):
+    for at, history in _histories(panel, rows, phases):
         found[at] = history["window"] * max(map(len, history["losses"].values()))
     return found
 
@@ -59,7 +61,7 @@ def steps(panel: Panel, rows: pd.DataFrame) -> np.ndarray:
 def _curves(panel: Panel, rows: pd.DataFrame) -> np.ndarray:
     """Mean loss of each fifth of M's training (M, S, R, 5), the losses of a step added; NaN for fewer windows."""
     fifths = np.full((*panel.values.shape, FIFTHS), np.nan)
-    for at, history in _histories(panel, rows):
+    for at, history in _histories(panel, rows, (PHASE,)):
         total = np.sum(list(history["losses"].values()), axis=0)
         if len(total) >= FIFTHS:
             fifths[at] = [part.mean() for part in np.array_split(total, FIFTHS)]
@@ -73,10 +75,13 @@ def _late(mean: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(fall), np.nan, np.where(fall > 0, np.maximum(late / fall, 0), 1.0))
 
 
-def _histories(panel: Panel, rows: pd.DataFrame) -> list[tuple[tuple[int, int, int], dict[str, Any]]]:
+def _histories(
+    panel: Panel, rows: pd.DataFrame, phases: Sequence[str]
+) -> list[tuple[tuple[int, int, int], dict[str, Any]]]:
     found = []
     for method, seed, number, folder in rows[["method", "seed", "round", "folder"]].values:
-        history = history_of(folder).get(PHASE)
-        if history and history["losses"]:
-            found.append(((panel.methods.index(method), panel.seeds.index(seed), number), history))
+        phased = history_of(folder)
+        for history in (phased[phase] for phase in phases if phase in phased):
+            if history["losses"]:
+                found.append(((panel.methods.index(method), panel.seeds.index(seed), number), history))
     return found

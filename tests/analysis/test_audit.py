@@ -16,8 +16,10 @@ FLAT = np.exp(-np.arange(40) / 4).tolist()  # the last fifth of it has 0.04% of 
 FALLING = np.linspace(2, 1, 40).tolist()  # a quarter of the fall between the last two fifths
 
 
-def history(losses: list[float], window: int = 2) -> dict[str, Any]:
-    return {"task": {"window": window, "losses": {"cross_entropy": losses}}}
+def history(losses: list[float], window: int = 2, **own: int) -> dict[str, Any]:
+    """own: steps of other phases."""
+    others = {phase: {"window": 1, "losses": {"loss": [1.0] * steps}} for phase, steps in own.items()}
+    return {"task": {"window": window, "losses": {"cross_entropy": losses}}} | others
 
 
 def good(runs: Path, name: str = "sweep", dataset: str = "digits", **of: Any) -> None:
@@ -55,7 +57,7 @@ def test_good_runs_pass_every_line(tmp_path: Path) -> None:
     tuned(tmp_path, mal=3, random=3)
     found = lines(tmp_path, "sweep", "other", "larger")
     assert {check: line.result for check, line in found.items()} == dict.fromkeys(found, audit.PASSED)
-    assert len(found) == 10
+    assert len(found) == 11
     assert found["equal tuning"].figure == "3 trials: MAL, Random"
     assert "100 labels + 100 per round, 200 labels + 200 per round" in found["several budget regimes"].figure
 
@@ -98,6 +100,29 @@ def test_other_steps_trials_and_starts_fail_with_their_figures(tmp_path: Path) -
     start = found["the same start of the task model"]
     assert start.result == audit.FAILED
     assert start.figure.startswith("from_f: MAL; scratch: Random; mal_init_random would tell")
+
+
+def test_own_networks_are_trained_for_as_many_steps(tmp_path: Path) -> None:
+    check = "as many steps for the methods' own networks"
+    for seed in range(2):
+        write_chain(tmp_path, "mal", seed, [50, 60], history=history(FLAT, minimax=100))
+        write_chain(tmp_path, "vaal", seed, [50, 60], history=history(FLAT, vaal=100))
+        write_chain(tmp_path, "random", seed, [50, 60], history=history(FLAT))
+    line = lines(tmp_path)[check]
+    assert (line.result, line.figure) == (audit.PASSED, "about 100 steps per round, equal between methods")
+    write_chain(tmp_path, "vaal", 2, [50, 60], history=history(FLAT, vaal=19))
+    assert lines(tmp_path)[check].result == audit.FAILED
+
+
+def test_only_methods_with_keys_of_their_own_need_trials(tmp_path: Path) -> None:
+    good(tmp_path, init={"mal": "from_f", "random": "scratch", "coreset": "scratch", "coreset_f": "from_f"})
+    tuned(tmp_path, mal=3, random=3)
+    line = lines(tmp_path)["equal tuning"]
+    assert (line.result, line.figure) == (audit.PASSED, "3 trials: MAL, Random; no keys of their own: Coreset")
+    own = {"method": {"name": "vaal", "acquisition": "vaal", "beta": 1.0}}
+    write_chain(tmp_path, "vaal", 0, [70, 75], config=own)
+    line = lines(tmp_path)["equal tuning"]
+    assert (line.result, line.figure[:14]) == (audit.FAILED, "0 trials: VAAL")
 
 
 def test_other_initial_labels_fail(tmp_path: Path) -> None:
