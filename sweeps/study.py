@@ -2,13 +2,14 @@
 
     python sweeps/study.py [presets=[study_digits,...]] [tune=N] [steps=[tune,run,report]] [KEY=VALUE of launch.py ...]
 
-For each preset: the sweep NAME-tuning, N trials of each method in three rounds on seeds 100 and 101, which are not
-reported; the best trials as the preset PRESET_tuned in conf=DIR (default ./conf), where other methods, e.g. ablations,
-get the settings found for the first method; that preset's own seeds; reports of the tuned methods in DOCS/NAME, of
-MAL's ablations in DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. With tune=0 a preset is run
-as it is. Run it again after any interruption: finished parts are not repeated. figures=DIR and docs=DIR (default
-docs/study) say where the reports go. Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are still in the queue,
-run the same command later; 130 stopped.
+For each preset the sweep NAME-tuning, in two stages of N trials in three rounds each, on seeds 100 and 101, which are
+not reported: first M's recipe, by random sampling alone (tuning.random); then, at that recipe, each method's own keys
+(tuning.METHOD). The best trials are the preset PRESET_tuned in conf=DIR (default ./conf), where other methods, e.g.
+ablations, get the settings found for the first method. Then that preset's own seeds; reports of the paper's methods in
+DOCS/NAME, of MAL's ablations in DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. With tune=0 a
+preset is run as it is. Run it again after any interruption: finished parts are not repeated. figures=DIR and docs=DIR
+(default docs/study) say where the reports go. Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are still in the
+queue, run the same command later; 130 stopped.
 """
 
 from __future__ import annotations
@@ -42,10 +43,9 @@ from sweeps import launch
 ROOT = Path(__file__).resolve().parent.parent
 # Trials of each method; 0: the preset is run as it is.
 PRESETS = {
-    "study_digits": 6,
+    "study_digits": 0,
     "study_fashion": 6,
     "study_fashion_imbalanced": 4,
-    "study_fashion_long": 0,
     "study_scenes": 0,
     "study_resnet18": 0,
     "study_vgg16_bn": 0,
@@ -55,6 +55,7 @@ STEPS = ("tune", "run", "report")
 TUNING_SEEDS = (100, 101)
 TUNING_ROUNDS = 3  # of a chain's: enough to tell settings apart
 EXIT_UNDER_WAY = 3
+LEAD = "random"  # whose trials choose M's recipe, for every method
 START = "mal_init_random"  # MAL's start, random's choice
 KEPT = ("curves.csv", "rounds.csv", "report.md", "*.png", "tables/*.csv")
 
@@ -133,19 +134,37 @@ def study(preset: str, options: Options) -> int:
 
 
 def _tune(preset: str, count: int, untuned: Sweep, tuned: list[str], options: Options) -> int:
-    seeds, methods = ",".join(map(str, TUNING_SEEDS)), ",".join(tuned)
+    """Both stages, and the preset of what they chose."""
+    if "all" in untuned.tuning:
+        raise ValueError(f"tuning.all of {preset}: put what is tried of every method's M under tuning.{LEAD}.")
+    own = [method for method in tuned if method in untuned.tuning and method != LEAD]
+    recipe: Settings = {}
+    chosen: dict[str, Settings] = {}
+    for methods in ([LEAD] if LEAD in untuned.tuning else [], own):
+        if not methods:
+            continue
+        if status := _trials(preset, count, methods, recipe, untuned, options):
+            return status
+        chosen = yaml.safe_load((options.figures / f"{untuned.name}-tuning" / "chosen.yaml").read_text())["variants"]
+        recipe = {key: value for key, value in chosen.get(LEAD, {}).items() if key != "method"}
+    found = {method: chosen[method] for method in own}
+    found |= {method: follow(method, untuned, found, tuned[0]) for method in untuned.methods if method not in found}
+    variants = {name: {**keys, "method": untuned.variants[name]["method"]} for name, keys in found.items()}
+    text = _preset(preset, count, recipe, variants)
+    write_atomic(options.conf / "experiment" / f"{preset}_tuned.yaml", text.encode())
+    return 0
+
+
+def _trials(preset: str, count: int, methods: list[str], recipe: Settings, untuned: Sweep, options: Options) -> int:
+    """The trials of one stage, run and read; recipe: M's keys, where they are chosen."""
     rest = [override for override in options.rest if not override.startswith(("methods=", "seeds=", "rounds="))]
-    rounds = min(TUNING_ROUNDS, untuned.chains[0].rounds)
-    trials = [f"tune={count}", f"seeds=[{seeds}]", f"methods=[{methods}]", f"rounds={rounds}"]
+    seeds, rounds = ",".join(map(str, TUNING_SEEDS)), min(TUNING_ROUNDS, untuned.chains[0].rounds)
+    stage = [f"tune={count}", f"seeds=[{seeds}]", f"methods=[{','.join(methods)}]", f"rounds={rounds}"]
+    stage += [f"{key}={value}" for key, value in recipe.items()]
     name = f"{untuned.name}-tuning"
-    if status := _launch([f"experiment={preset}", *rest, *trials], untuned.runs, name):
+    if status := _launch([f"experiment={preset}", *rest, *stage], untuned.runs, name):
         return status
     _analyse("tuning", f"runs={untuned.runs}", f"name={name}", f"out={options.figures}")
-    chosen = yaml.safe_load((options.figures / name / "chosen.yaml").read_text())["variants"]
-    others = {method: follow(method, untuned, chosen, tuned[0]) for method in untuned.methods if method not in chosen}
-    found = {name: {**keys, "method": untuned.variants[name]["method"]} for name, keys in (chosen | others).items()}
-    text = _preset(preset, count, found)
-    write_atomic(options.conf / "experiment" / f"{preset}_tuned.yaml", text.encode())
     return 0
 
 
@@ -169,16 +188,21 @@ def _values(chain: Chain) -> Settings:
     return flat(asdict(chain))
 
 
-def _preset(preset: str, trials: int, variants: Mapping[str, Settings]) -> str:
+def _preset(preset: str, trials: int, recipe: Settings, variants: Mapping[str, Settings]) -> str:
     seeds = " and ".join(map(str, TUNING_SEEDS))
     head = f"""\
 # @package _global_
-# {preset}, each method at the best of its {trials} trials on seeds {seeds}; written by sweeps/study.py.
+# {preset}: M's recipe by {LEAD}, then each method's own keys, the best of {trials} trials on seeds {seeds}; written by
+# sweeps/study.py.
 defaults:
   - {preset}
   - _self_
 """
-    return head + str(yaml.safe_dump({"variants": dict(variants)}))
+    sections: dict[str, Settings] = {}
+    for key, value in recipe.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return head + str(yaml.safe_dump({**sections, "variants": dict(variants)}))
 
 
 def _launch(overrides: list[str], runs: Path, name: str) -> int:

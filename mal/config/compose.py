@@ -48,6 +48,7 @@ class Sweep:
 
     variants: what each method is, by its name; prepare: whether a prepared copy may be made; loader: as asked for;
     chains have `auto` only where the data set is too large for memory; watch: whether to go on as labels come in.
+    tuning: the grids of the preset by method.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Sweep:
     prepare: bool = True
     loader: str = "auto"
     watch: bool = False
+    tuning: dict[str, Any] = field(default_factory=dict)
     chains: list[Chain] = field(default_factory=list)
 
 
@@ -101,6 +103,7 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
         prepare=_prepare(base.prepare),
         loader=str(base.loader),
         watch=_watch(base),
+        tuning=_section(base, "tuning"),
     )
     for method, variant in variants.items():
         composed = _compose_variant(method, variant, overrides, own)

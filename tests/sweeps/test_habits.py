@@ -105,8 +105,8 @@ def test_each_value_stands_with_where_it_comes_from() -> None:
     assert found["task.momentum"] == ("0.9", "conf/config.yaml")
     assert found["backbone.bottleneck"] == ("512", "conf/backbone/vgg16_bn.yaml")
     assert found["method.query"] == ("intersection", "conf/method/mal.yaml")
-    preset = sources(show("coreset_f", ["experiment=study_fashion_tuned"]))
-    assert preset["minimax.epochs"] == ("6.0", "variants.coreset_f")
+    preset = sources(show("coreset_f", ["experiment=study_digits"]))
+    assert preset["task.init"] == ("from_f", "variants.coreset_f")
     small = sources(show("vaal_small", ["methods=[vaal_small]"]))
     assert small["method.width"][1] == "conf/method/vaal_small.yaml"
     assert small["method.beta"][1] == "conf/method/vaal.yaml"

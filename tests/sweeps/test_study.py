@@ -1,5 +1,6 @@
 """The study: what its presets compare, what untuned methods take over, and that a stopped one ends like any other."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,22 @@ from PIL import Image
 from mal.chain import run_chain
 from mal.config.compose import PAPER_METHODS, compose_sweep
 from mal.config.conf_folders import CONF
+from mal.config.frozen import load_chain
 from mal.config.schema import flat
 from mal.config.tuning import draw_trials
 from mal.process.interrupt import Interrupt, Interrupted
 from mal.run import folder as run_folder
 from sweeps import study
-from tests.chains import ROOT, StopsAt, outcome
+from tests.chains import StopsAt, outcome
 
-PRESETS = sorted(path.stem for folder in (CONF, ROOT / "conf") for path in folder.glob("experiment/study_*.yaml"))
+PRESETS = sorted(path.stem for path in CONF.glob("experiment/study_*.yaml"))
 WITH_F = "methods=[vaal,coreset,entropy,bald,vaal_f,coreset_f,entropy_f,bald_f]"
 SPACES = ["study", "study_scenes"]  # presets that say what is tried
 TOY = """\
 # @package _global_
 defaults: [{override /dataset: digits}, _self_]
 name: toy
-methods: [mal, mal_no_minimax, bald]
+methods: [mal, mal_no_minimax, bald, random]
 seeds: 1
 rounds: 2
 device: cpu
@@ -33,7 +35,7 @@ threads: 1
 backbone: {width: 4}
 minimax: {epochs: 0.2}
 task: {epochs: 0.2}
-tuning: {mal: {task.lr: [0.01]}, bald: {task.lr: [0.1]}}
+tuning: {random: {task.lr: [0.01]}, mal: {minimax.lr_d: [0.01]}, bald: {method.passes: [5]}}
 """
 
 
@@ -48,20 +50,21 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_composes_with_its_seeds_and_name(preset: str) -> None:
-    sweep = compose_sweep([f"experiment={preset}", "methods=[mal]", f"conf={ROOT / 'conf'}"])
+    sweep = compose_sweep([f"experiment={preset}", "methods=[mal]"])
     assert sweep.seeds[:3] == [0, 1, 2]
-    assert sweep.name == preset.removesuffix("_tuned")
+    assert sweep.name == preset
 
 
 @pytest.mark.parametrize("preset", SPACES)
 def test_the_papers_methods_can_be_tuned_in_as_many_trials_each(preset: str, conf: Path) -> None:
     file = yaml.safe_load((CONF / "experiment" / f"{preset}.yaml").read_text())
-    paper = {name: {"method": name} for name in PAPER_METHODS["classification"] if name in file["methods"]}
+    paper = {name: {"method": name} for name in PAPER_METHODS["classification"] if name in file["tuning"]}
+    assert set(file["tuning"]) == set(paper) >= {"mal", "vaal", "random"}
     assert len(draw_trials(file["tuning"], paper, 8)) == 8 * len(paper)
     every = {}  # each method with the last value of each of its keys
     for method in paper:
-        grid = file["tuning"]["all"] | file["tuning"].get(method, {})
-        every[method] = file["variants"].get(method, paper[method]) | {key: values[-1] for key, values in grid.items()}
+        last = {key: values[-1] for key, values in file["tuning"][method].items()}
+        every[method] = file["variants"].get(method, paper[method]) | last
     file = {"defaults": [preset, "_self_"], "variants": every}
     text = f"# @package _global_\n{yaml.safe_dump(file)}"
     (conf / "experiment" / "every.yaml").write_text(text)
@@ -100,7 +103,7 @@ def test_untuned_methods_follow_mal_except_in_what_makes_them_what_they_are() ->
     shared = {"task.lr": 0.003, "minimax.temperature": 0.5}
     weighed = {**shared, "minimax.entropy_weight": 0.3}
     assert found["mal_no_minimax"] == {**shared, "method.query": "rank_sum"}
-    assert found["mal_entropy_query"] == found["mal_no_discriminator"] == found["mal_init_random"] == weighed
+    assert found["mal_entropy_query"] == found["mal_diversity_query"] == found["mal_init_random"] == weighed
     assert found["entropy_f"] == found["coreset_f"] == weighed
     assert found["vaal_f"] == {**weighed, "method.beta": 0.1}
     assert found["bald_f"] == {**weighed, "method.dropout": 0.25}
@@ -126,8 +129,8 @@ def test_what_is_no_step_or_number_is_refused(argument: str, capsys: pytest.Capt
 def test_ablations_and_choices_on_the_same_start_are_reports_of_their_own() -> None:
     sweep = compose_sweep(["experiment=study_digits", "seeds=1"])
     paper = ["mal", "vaal", "coreset", "entropy", "bald", "random"]
-    ablations = ["mal", "mal_no_minimax", "mal_no_discriminator", "mal_entropy_query", "mal_diversity_query"]
-    choice = ["mal", "mal_init_random", "vaal_f", "coreset_f", "entropy_f", "bald_f", "random"]
+    ablations = ["mal", "mal_no_minimax", "mal_entropy_query", "mal_diversity_query"]
+    choice = ["mal", "mal_init_random", "vaal_f", "coreset_f", "entropy_f", "bald_f", "margin_f", "random"]
     assert study.reports(sweep, paper) == {
         "tuned": (paper, "random"),
         "ablations": (ablations, "mal"),
@@ -200,11 +203,13 @@ def test_a_study_that_was_stopped_ends_as_an_undisturbed_one(
     assert statuses == [130, 130, 0]
     assert preset.read_bytes() == written
     variants = yaml.safe_load(written)["variants"]
-    assert set(variants) == {"mal", "bald", "mal_no_minimax"}
-    assert (
-        variants["mal_no_minimax"].get("task.lr") == variants["mal"].get("task.lr") != variants["bald"].get("task.lr")
-    )
-    for name, count in (("toy-tuning", 4), ("toy", 3)):
+    assert set(variants) == {"mal", "bald", "mal_no_minimax", "random"}
+    assert variants["mal_no_minimax"].get("minimax.lr_d") == variants["mal"].get("minimax.lr_d")
+    tuning = run_folder.chain_folders(tmp_path / "stopped" / "runs", "toy-tuning")
+    tried = [load_chain(folder / run_folder.CONFIG) for folder in tuning if folder.parent.name[:6] != "random"]
+    final = compose_sweep(["experiment=toy_tuned"]).chains
+    assert len({str(replace(chain.task, init="")) for chain in [*tried, *final]}) == 1, "one recipe of M"
+    for name, count in (("toy-tuning", 6), ("toy", 4)):
         folders = [run_folder.chain_folders(tmp_path / run / "runs", name) for run in ("undisturbed", "stopped")]
         assert [len(found) for found in folders] == [count, count]
         for ours, theirs in zip(*folders, strict=True):
