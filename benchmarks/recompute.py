@@ -1,0 +1,155 @@
+"""The tables of docs/study.md computed again from the committed CSVs, by numpy, scipy and pandas alone.
+
+    python -m benchmarks.recompute                 # prints the tables
+    python -m benchmarks.recompute docs/study.md   # says which lines of them the page lacks; exit status 1 where any is
+
+Nothing of `analysis` is imported: two programs that agree to the last digit shown.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+STUDY = Path(__file__).resolve().parent.parent / "docs" / "study"
+PAPER = ("mal", "vaal", "coreset", "entropy", "bald", "random")
+ON_F = ("mal", "mal_entropy_query", "mal_diversity_query", "mal_plus", "margin_f", "coreset_f", "entropy_f", "bald_f")
+ABLATIONS = ("mal_no_minimax", "mal_entropy_query", "mal_diversity_query")
+START = "mal_init_random"  # MAL's start, random's choice
+FLOOR = "floor."
+
+
+class Areas:
+    """The areas of a report of before rounds.csv was kept: from each seed's differences to the report's baseline."""
+
+    def __init__(self, folder: Path, baseline: str) -> None:
+        (file,) = folder.glob("tables/start_*.csv")
+        (means,) = folder.glob("tables/area_*.csv")
+        self.areas = pd.read_csv(file).pivot(index="method", columns="seed", values="area_difference")
+        self.areas += pd.read_csv(means).set_index("method")["area"][baseline]  # a mean: differences alone are paired
+
+    def known(self, methods: Sequence[str]) -> list[str]:
+        """Those of the methods that are there."""
+        return [method for method in methods if method in self.areas.index]
+
+
+class Rounds(Areas):
+    """The rounds of one sweep. values: percent by (method, seed) and labels; areas: by method and seed."""
+
+    def __init__(self, file: Path) -> None:
+        self.frame = pd.read_csv(file)
+        self.values = self.frame.pivot(index=["method", "seed"], columns="labeled", values="value").dropna()
+        self.labels = self.values.columns.to_numpy(float)
+        area = np.trapezoid(self.values.to_numpy(), self.labels, axis=1) / (self.labels[-1] - self.labels[0])
+        self.areas = pd.Series(area, index=self.values.index).unstack("seed")
+
+
+def compare(rows: Sequence[tuple[str, np.ndarray]]) -> list[tuple[str, float, float, float, float]]:
+    """(name, mean, low, high, p) of paired differences (n,): Student's 95% interval, p after Holm over all rows."""
+    means = np.array([differences.mean() for _, differences in rows])
+    errors = np.array([stats.sem(differences) for _, differences in rows])
+    free = np.array([len(differences) - 1 for _, differences in rows])
+    p = 2 * stats.t.sf(np.abs(means / errors), free)
+    half = stats.t.ppf(0.975, free) * errors
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return [
+        (name, mean, mean - h, mean + h, each)
+        for (name, _), mean, h, each in zip(rows, means, half, adjusted, strict=True)
+    ]
+
+
+def written(mean: float, low: float, high: float, p: float) -> str:
+    """`+2.4 [+0.8, +3.7] | 0.012`, bold where p is below 0.05."""
+    text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+    told = "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return f"**{text}** | {told}" if p < 0.05 else f"{text} | {told}"
+
+
+def differences(rounds: Areas, above: str, below: str) -> np.ndarray:
+    """Of the areas, over the seeds that both have."""
+    return (rounds.areas.loc[above] - rounds.areas.loc[below]).dropna().to_numpy()
+
+
+def against(rounds: Areas, methods: Sequence[str], baseline: str, reverse: bool = False) -> list[str]:
+    """`| method | area | difference of areas [interval] | p |`; reverse: the baseline above each of them."""
+    found = [method for method in rounds.known(methods) if method != baseline]
+    sign = -1 if reverse else 1
+    lines = compare([(method, sign * differences(rounds, method, baseline)) for method in found])
+    return [f"| {name} | {rounds.areas.loc[name].mean():.1f} | {written(*line)} |" for name, *line in lines]
+
+
+def start(rounds: Rounds) -> list[str]:
+    """`| labels | from F | from scratch | difference | p |`, at each budget, on the same labels (random queries)."""
+    f, scratch = (rounds.values.loc[method] for method in (START, "random"))
+    lines = compare([(f"{labels:.0f}", (f[labels] - scratch[labels]).dropna().to_numpy()) for labels in rounds.labels])
+    means = {f"{labels:.0f}": (f[labels].mean(), scratch[labels].mean()) for labels in rounds.labels}
+    return [f"| {name} | {means[name][0]:.1f} | {means[name][1]:.1f} | {written(*line)} |" for name, *line in lines]
+
+
+def floor(rounds: Rounds) -> list[str]:
+    """`| method | value (above the best simple classifier on its own labels) | ...`, means over seeds."""
+    frame, lines = rounds.frame, []
+    classifiers = [name for name in frame.columns if name.startswith(FLOOR)]
+    for method in dict.fromkeys(frame["method"]):
+        means = frame[frame["method"] == method].groupby("labeled")[["value", *classifiers]].mean()
+        above = means["value"] - means[classifiers].max(axis=1)
+        cells = [f"{value:.1f} ({d:+.1f})".replace("-", "−") for value, d in zip(means["value"], above, strict=True)]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def why(rounds: Rounds) -> list[str]:
+    """`| labels | M | C | AUC of M's entropy for its errors | of C's | AUC of D |`, means over MAL's seeds."""
+    names = ["value", *(f"signals.{name}" for name in ("c_value", "error_auc", "c_error_auc", "d_auc"))]
+    frame = rounds.frame[rounds.frame["method"] == "mal"].groupby("labeled")[names].mean()
+    lines = []
+    for labels, *values in frame.itertuples():
+        cells = [f"{v:.{1 if k < 2 else 2}f}" if v == v else "–" for k, v in enumerate(values)]
+        lines.append(f"| {labels} | {' | '.join(cells)} |")
+    return lines
+
+
+def tables(folder: Path) -> dict[str, list[str]]:
+    """The lines of each table of one sweep, by its name."""
+    older = not (folder / "rounds.csv").exists()
+    rounds = Areas(folder, "random") if older else Rounds(folder / "rounds.csv")
+    on_f = Areas(folder / "choice", START) if older else rounds
+    found = {
+        "each of the paper's methods above random": against(rounds, PAPER, "random"),
+        "MAL above each of the paper's": against(rounds, PAPER, "mal", reverse=True),
+        "start, above random's own": against(on_f, [START], "random"),
+        "choice, on MAL's start": against(on_f, ON_F, START),
+        "ablations, above MAL": against(rounds, ABLATIONS, "mal"),
+    }
+    if isinstance(rounds, Rounds):
+        found |= {"start": start(rounds), "floor": floor(rounds), "inside": why(rounds)}
+    if rounds.known(["mal_plus"]):
+        found["mal_plus above each"] = against(rounds, list(rounds.areas.index), "mal_plus", reverse=True)
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line."""
+    page = Path(arguments[0]).read_text(encoding="utf-8") if arguments else None
+    missing = 0
+    for folder in sorted(path.parent for path in STUDY.glob("*/report.md")):
+        for name, lines in tables(folder).items():
+            if page is None:
+                print(f"\n{folder.name}, {name}", *lines, sep="\n")
+                continue
+            for line in lines:
+                if line not in page:
+                    missing += 1
+                    print(f"{folder.name}, {name}: not on the page: {line}")
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""The second computation of the study's figures, on made-up rounds whose answers are known, and on the page."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analysis import claims
+from benchmarks import recompute
+from tests.made_up_runs import read, run, write_chain
+
+SIGNALS = [f"signals.{name}" for name in ("c_value", "error_auc", "c_error_auc", "d_auc")]
+PAGE = Path(__file__).parents[2] / "docs" / "study.md"
+
+
+def rounds_csv(folder: Path, gains: dict[str, list[float]]) -> None:
+    """Three rounds of each method and seed: 50 + seed at 10, 20 and 30 labels, and what the method gains at each."""
+    rows = [
+        {
+            "method": method,
+            "seed": seed,
+            "labeled": labels,
+            "value": 50 + seed + gain,
+            "floor.svm": 40.0,
+            "floor.1nn": 48,
+        }
+        for method, of_seed in gains.items()
+        for seed, gain in enumerate(of_seed)
+        for labels in (10, 20, 30)
+    ]
+    pd.DataFrame(rows).to_csv(folder / "rounds.csv", index=False)
+
+
+def test_known_differences_have_students_interval_and_holms_p(tmp_path: Path) -> None:
+    gains = {"random": [0.0, 0, 0], "mal": [1.0, 2, 3], "entropy": [-1.0, 0, 1], "mal_init_random": [1.0, 2, 3]}
+    rounds_csv(tmp_path, gains)
+    found = recompute.tables(tmp_path)
+    # Mean 2, deviation 1, n 3: half width 4.303 / sqrt(3); t = 3.46, p = 0.074, twice that after Holm over two.
+    assert found["each of the paper's methods above random"] == [
+        "| mal | 53.0 | +2.0 [−0.5, +4.5] | 0.15 |",
+        "| entropy | 51.0 | +0.0 [−2.5, +2.5] | 1.00 |",
+    ]
+    assert found["start"][0] == "| 10 | 53.0 | 51.0 | +2.0 [−0.5, +4.5] | 0.22 |"
+    assert found["inside"][0] == "| 10 | 53.0 | 0.6 | 0.60 | 0.60 | 0.60 |"
+    assert found["floor"][0] == "| random | 51.0 (+3.0) | 51.0 (+3.0) | 51.0 (+3.0) |"
+
+
+def test_holm_is_step_down_and_bold_is_below_a_twentieth() -> None:
+    random = np.random.default_rng(0)
+    rows = [(str(k), random.normal(k, 1, 6)) for k in range(4)]
+    plain = np.array([stats.ttest_1samp(values, 0).pvalue for _, values in rows])
+    adjusted = np.array([line[4] for line in recompute.compare(rows)])
+    order = np.argsort(plain)
+    expected = np.minimum(1, np.maximum.accumulate(plain[order] * [4, 3, 2, 1]))
+    np.testing.assert_allclose(adjusted[order], expected)
+    assert recompute.written(1.25, 0.4, 2.1, 0.0312) == "**+1.2 [+0.4, +2.1]** | 0.031"
+
+
+def test_it_agrees_with_the_reports(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    for method in ("mal", "random", "entropy", "coreset"):
+        for seed in range(5):
+            write_chain(tmp_path / "runs", method, seed, list(random.normal(70, 3, 3)))
+    assert run(f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "--no-figures") == 0
+    _, panels = read(tmp_path / "runs")
+    table = claims.claims_table("random", claims.comparisons(panels, "random")["random"], 2.0).data
+    rounds = recompute.Rounds(tmp_path / "sweep" / "rounds.csv")
+    lines = recompute.compare([(m, recompute.differences(rounds, m, "random")) for m in table["above"]])
+    for (_, *ours), theirs in zip(lines, table.itertuples(), strict=True):
+        assert ours == pytest.approx([theirs.difference, theirs.low, theirs.high, theirs.p_holm])
+
+
+def test_every_line_is_on_the_page_and_another_digit_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recompute.main([str(PAGE)]) == 0, capsys.readouterr().out
+    text = PAGE.read_text(encoding="utf-8")
+    folder = next(recompute.STUDY.glob("*/rounds.csv")).parent
+    line = recompute.tables(folder)["start"][0]
+    wrong = tmp_path / "study.md"
+    wrong.write_text(text.replace(line, line.replace("[", "[9")), encoding="utf-8")
+    assert recompute.main([str(wrong)]) == 1
+    assert line in capsys.readouterr().out
