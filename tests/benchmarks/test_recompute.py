@@ -18,14 +18,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "study.md"
 def rounds_csv(folder: Path, gains: dict[str, list[float]]) -> None:
     """Three rounds of each method and seed: 50 + seed at 10, 20 and 30 labels, and what the method gains at each."""
     rows = [
-        {
-            "method": method,
-            "seed": seed,
-            "labeled": labels,
-            "value": 50 + seed + gain,
-            "floor.svm": 40.0,
-            "floor.1nn": 48,
-        }
+        {"method": method, "seed": seed, "labeled": labels, "value": 50 + seed + gain}
+        | {"floor.svm": 40, "floor.1nn": 48}
+        | dict.fromkeys(SIGNALS, 0.5 + seed / 10)
         for method, of_seed in gains.items()
         for seed, gain in enumerate(of_seed)
         for labels in (10, 20, 30)
@@ -34,7 +29,7 @@ def rounds_csv(folder: Path, gains: dict[str, list[float]]) -> None:
 
 
 def test_known_differences_have_students_interval_and_holms_p(tmp_path: Path) -> None:
-    gains = {"random": [0.0, 0, 0], "mal": [1.0, 2, 3], "entropy": [-1.0, 0, 1], "mal_init_random": [1.0, 2, 3]}
+    gains = {"random": [0.0, 0, 0], "mal": [1.0, 2, 3], "entropy": [-1.0, 1, 0], "mal_init_random": [3.0, 1, 2]}
     rounds_csv(tmp_path, gains)
     found = recompute.tables(tmp_path)
     # Mean 2, deviation 1, n 3: half width 4.303 / sqrt(3); t = 3.46, p = 0.074, twice that after Holm over two.
@@ -44,6 +39,7 @@ def test_known_differences_have_students_interval_and_holms_p(tmp_path: Path) ->
     ]
     assert found["start"][0] == "| 10 | 53.0 | 51.0 | +2.0 [−0.5, +4.5] | 0.22 |"
     assert found["inside"][0] == "| 10 | 53.0 | 0.6 | 0.60 | 0.60 | 0.60 |"
+    assert found["choice, on MAL's start"] == ["| mal | 53.0 | +0.0 [−4.3, +4.3] | 1.00 |"]
     assert found["floor"][0] == "| random | 51.0 (+3.0) | 51.0 (+3.0) | 51.0 (+3.0) |"
 
 
