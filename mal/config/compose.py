@@ -6,9 +6,10 @@ Importing this module imports neither torch nor Hydra.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mal.config.counting import count_images
 from mal.config.frozen import structured
 from mal.config.people import one_seed
 from mal.config.registry import nearest
-from mal.config.schema import Chain, flat
+from mal.config.schema import Chain, Dataset, flat
 from mal.config.sizes import image_bytes, memory_limit
 from mal.config.tuning import Variants, check_seeds, draw_trials
 
@@ -35,6 +36,13 @@ PAPER_METHODS = {
 }
 CHECKS = ("full", "headers", "none")
 OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
+# Names and paths, taken as they are written.
+TEXT_KEYS = {
+    prefix + each.name
+    for prefix, section in (("", Chain), ("dataset.", Dataset))
+    for each in fields(section)
+    if str(each.type) in ("str", "str | None")
+}
 SWEEP_KEYS = (
     *("conf", "methods", "variants", "tune", "tuning", "seeds", "cluster", "check", "dry_run", "retry", "prepare"),
     *("oracle", "watch"),
@@ -73,7 +81,7 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
     Raises ValueError that names the value, what is allowed and the key to change.
     """
     own, others = own_folder(overrides)
-    overrides = [_opened(override) for override in others]
+    overrides = [_as_meant(override) for override in others]
     base = _compose([o for o in overrides if not o.startswith("method.")], own, check=overrides)
     if base.conf is not None:
         raise ValueError(f"conf={base.conf} is set by a file: give it on the command line.")
@@ -142,7 +150,8 @@ def _compose(overrides: Sequence[str], own: Path | None, check: Sequence[str] = 
 
 def _quoted(text: str) -> str:
     """A text with any characters as a value of an override."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # Hydra reads a backslash as one where no quote follows.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
 
 
 def _compose_variant(name: str, variant: dict[str, Any], overrides: Sequence[str], own: Path | None) -> DictConfig:
@@ -221,10 +230,13 @@ def _is_open(key: str) -> bool:
     return key.lstrip("+").startswith(OPEN_KEYS) or key in ("cluster.time", "cluster.sbatch")
 
 
-def _opened(override: str) -> str:
-    """An override of an open section as Hydra adds a key: `cluster.time.digits=10` -> `++cluster.time.digits=10`."""
-    key = override.partition("=")[0]
-    return f"++{override.lstrip('+')}" if key.lstrip("+").startswith(OPEN_KEYS) else override
+def _as_meant(override: str) -> str:
+    """An override in Hydra's grammar: `cluster.time.digits=10` adds a key, and `name=007` or `data=/a=b` is text."""
+    key, _, value = override.partition("=")
+    if key.lstrip("+").startswith(OPEN_KEYS):
+        return f"++{override.lstrip('+')}"
+    plain = value not in ("", "null") and value[0] not in "'\"[{"
+    return f"{key}={_quoted(value)}" if key in TEXT_KEYS and plain else override
 
 
 def _split(override: str) -> tuple[str, str]:

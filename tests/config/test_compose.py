@@ -74,6 +74,20 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("text", ["007", "1e3", "true", "0x10", "1_000", "2026-11-26", "off", "null2", "ünï"])
+def test_a_name_is_taken_as_it_is_written(text: str) -> None:
+    assert compose_sweep([f"name={text}"]).name == text
+    assert compose_sweep([f"name='{text}'"]).name == text
+
+
+@pytest.mark.parametrize(
+    "text", ["007", "a=b", "a b", "it's", "back\\slash", "end\\", "50%", "$HOME", "(1)", "#1", "a:b", "ü"]
+)
+def test_a_path_is_taken_as_it_is_written(text: str) -> None:
+    (chain,) = compose_sweep([f"runs={text}", f"dataset.root=/{text}", "seeds=1", "methods=[random]"]).chains
+    assert (chain.runs, chain.dataset.root) == (text, f"/{text}")
+
+
 @pytest.mark.parametrize("override", REFUSED)
 def test_bad_input_is_answered_in_one_line_that_names_it(override: str) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 (what it says is checked below)
