@@ -1,13 +1,13 @@
 """The fault studies: everything that a cluster does to jobs, done to chains on a real Slurm at random moments.
 
     python -m tests.chaos [repeats=3] [seed=0] [only=FAULT,...] [out=FILE.md]      (make chaos)
-    python -m tests.chaos mtbf=15 faults=N [seed=0] [minutes=M] [kinds=KIND,...] [out=DIR]
+    python -m tests.chaos mtbf=15 faults=N [seed=0] [minutes=M] [kinds=KIND,...] [out=DIR] [reference=DIR]
     python -m tests.chaos table [out=DIR]
 
 The first prints a table with a row for each fault: a sweep of `repeats` chains that is struck by it; `only` splits the
 study into parts. The second strikes sweep after sweep with faults of all kinds, `mtbf` seconds apart in the mean, until
 there were N, or for M minutes; a row for each fault and each chain goes to CSV files in DIR (docs/reliability), so that
-several runs add up. The third prints their summary. Chains are compared, byte for byte, with those of the same seed
+several runs add up; `reference` keeps the undisturbed chains for the next. The third prints their summary. Chains are compared, byte for byte, with those of the same seed
 that nothing happened to. Exit status 1 where a chain differs, lost a round, or needed a person.
 """
 
@@ -44,12 +44,21 @@ def main(arguments: list[str]) -> int:
 
 
 def _storm(arguments: list[str]) -> int:
-    defaults = {"mtbf": "15", "faults": "100", "seed": "0", "minutes": "600", "kinds": "", "out": RECORDS}
+    defaults = {
+        "mtbf": "15",
+        "faults": "100",
+        "seed": "0",
+        "minutes": "600",
+        "kinds": "",
+        "out": RECORDS,
+        "reference": "",
+    }
     options = parse_options(arguments, defaults)
     kinds = _known("kinds", options["kinds"], list(STRIKES))
     records = Records(Path(options["out"]))
     seed, faults = int(options["seed"]), int(options["faults"])
-    return run_storm(records, kinds, float(options["mtbf"]), faults, 60 * float(options["minutes"]), seed)
+    reference = Path(options["reference"]) if options["reference"] else None
+    return run_storm(records, kinds, float(options["mtbf"]), faults, 60 * float(options["minutes"]), seed, reference)
 
 
 def _table(arguments: list[str]) -> int:

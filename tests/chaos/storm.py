@@ -238,7 +238,7 @@ class Storm:
         """Chains that nothing happened to; of jobs of two nodes by such jobs."""
         if self.sweep != "two nodes":
             return self.reference
-        calm = self.reference.with_name("calm")
+        calm = self.reference.with_name(f"{self.reference.name}-two-nodes")
         if not calm.exists():
             by_two = Trial(trial.cluster, calm, trial.seeds, self.rng, 0.0, ["cluster.nodes=2"], rounds=ROUNDS)
             by_two.launch()
@@ -246,8 +246,13 @@ class Storm:
         return calm
 
 
-def run_storm(records: Records, kinds: Sequence[str], mtbf: float, faults: int, seconds: float, seed: int) -> int:
-    """Strike until there were so many faults, or for so long; exit status 1 where something was not as it must be."""
+def run_storm(
+    records: Records, kinds: Sequence[str], mtbf: float, faults: int, seconds: float, seed: int, reference: Path | None
+) -> int:
+    """Strike until there were so many faults, or for so long; exit status 1 where something was not as it must be.
+
+    reference: where undisturbed chains are kept for the next time; None: nowhere.
+    """
     rng, until = random.Random(seed), time.time() + seconds
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     prolog = folder / "prolog"
@@ -260,10 +265,10 @@ def run_storm(records: Records, kinds: Sequence[str], mtbf: float, faults: int, 
     setup = prepare_faults(folder, failing_calls(folder))
     forbidding_requeue(folder / "forbidding")
     bare_path(folder / "bare")
-    span = undisturbed(folder / "reference", SEEDS, ROUNDS)
-    print(f"an undisturbed chain of {ROUNDS} rounds: {span:.1f} s", flush=True)
+    reference = (reference or folder / "reference").resolve()
+    undisturbed(reference, SEEDS, ROUNDS)
     with private_cluster(shape, folder) as cluster:
-        storm = Storm(cluster, records, kinds, mtbf, rng, folder / "reference", setup)
+        storm = Storm(cluster, records, kinds, mtbf, rng, reference, setup)
         while storm.struck < faults and time.time() < until:
             storm.run_sweep(until, faults)
             print(records.table().partition("\n")[0], flush=True)
