@@ -5,10 +5,11 @@
     python -m tests.chaos table [out=DIR]
 
 The first prints a table with a row for each fault: a sweep of `repeats` chains that is struck by it; `only` splits the
-study into parts. The second strikes sweep after sweep with faults of all kinds, `mtbf` seconds apart in the mean, until
-there were N, or for M minutes; a row for each fault and each chain goes to CSV files in DIR (docs/reliability), so that
-several runs add up; `reference` keeps the undisturbed chains for the next. The third prints their summary. Chains are compared, byte for byte, with those of the same seed
-that nothing happened to. Exit status 1 where a chain differs, lost a round, or needed a person.
+study into parts. The second strikes sweep after sweep with faults of all kinds, `mtbf` seconds apart in the mean,
+until there were N, or for M minutes; a row for each fault and each chain goes to CSV files in DIR (docs/reliability),
+so that several runs add up; `reference` keeps the undisturbed chains for the next. The third prints their summary.
+Chains are compared, byte for byte, with those of the same seed that nothing happened to. Exit status 1 where a chain
+differs, lost a round, or needed a person.
 """
 
 from __future__ import annotations
