@@ -43,6 +43,7 @@ SWEEPS: dict[str, tuple[int, list[str], str]] = {
     "no flock": (1, [], "export NO_FLOCK=1"),
     "no scontrol": (1, [], "export PATH={folder}/bare"),
     "few jobs": (1, ["cluster.max_jobs=4"], ""),
+    "an array": (2, ["cluster.array_from=4"], ""),
     "two chains per job": (1, ["cluster.pack=2"], ""),
     "reading processes": (1, ["loader=torch"], ""),
 }
