@@ -30,7 +30,8 @@ from tests.chaos.strikes import INTERRUPTING, PROLOG, STRIKES, prepare_faults, r
 from tests.chaos.trial import Trial, bare_path, files_of, private_cluster, undisturbed, wait_for
 from tests.slurm.fakes import failing_calls, forbidding_requeue
 
-ROUNDS, SEEDS = 3, 4
+ROUNDS = 3
+HANG_MINUTES = 3  # of a silent round; less is no hang where two cores carry tens of processes
 LONGEST_SECONDS = 1500.0  # of a sweep
 MOST_FAULTS = 12  # of a sweep: chains that take longer to start than faults are apart would never end
 LOOK_SECONDS = 3.0  # between two looks for a chain that nobody works on
@@ -73,6 +74,7 @@ class Storm:
     rng: random.Random
     reference: Path
     setup: str
+    chains: int = 4
     bad: int = 0
     struck: int = 0
     sweeps: int = 0
@@ -108,8 +110,8 @@ class Storm:
         _, extra, found = SWEEPS[self.sweep]
         lines = [self.setup, *([found.format(folder=self.cluster.folder)] if found else [])]
         extra = [*extra, f"cluster.setup={lines}"]
-        extra += [] if self.sweep == "short limit" else ["cluster.hang_minutes=0.7"]
-        seeds = 2 if self.sweep == "two nodes" else SEEDS
+        extra += [] if self.sweep == "short limit" else [f"cluster.hang_minutes={HANG_MINUTES}"]
+        seeds = min(2, self.chains) if self.sweep == "two nodes" else self.chains
         self.open, self.persons, self.idle = [], {}, {}
         runs = self.cluster.folder / f"runs-{self.sweeps}"
         return Trial(self.cluster, runs, seeds, self.rng, 0.0, extra, rounds=ROUNDS)
@@ -248,11 +250,18 @@ class Storm:
 
 
 def run_storm(
-    records: Records, kinds: Sequence[str], mtbf: float, faults: int, seconds: float, seed: int, reference: Path | None
+    records: Records,
+    kinds: Sequence[str],
+    mtbf: float,
+    faults: int,
+    seconds: float,
+    seed: int,
+    chains: int,
+    reference: Path | None,
 ) -> int:
     """Strike until there were so many faults, or for so long; exit status 1 where something was not as it must be.
 
-    reference: where undisturbed chains are kept for the next time; None: nowhere.
+    chains: of each sweep. reference: where undisturbed chains are kept for the next time; None: nowhere.
     """
     rng, until = random.Random(seed), time.time() + seconds
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -267,9 +276,9 @@ def run_storm(
     forbidding_requeue(folder / "forbidding")
     bare_path(folder / "bare")
     reference = (reference or folder / "reference").resolve()
-    undisturbed(reference, SEEDS, ROUNDS)
+    undisturbed(reference, chains, ROUNDS)
     with private_cluster(shape, folder) as cluster:
-        storm = Storm(cluster, records, kinds, mtbf, rng, reference, setup)
+        storm = Storm(cluster, records, kinds, mtbf, rng, reference, setup, chains)
         while storm.struck < faults and time.time() < until:
             storm.run_sweep(until, faults)
             print(records.table().partition("\n")[0], flush=True)
