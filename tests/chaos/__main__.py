@@ -1,7 +1,8 @@
 """The fault studies: everything that a cluster does to jobs, done to chains on a real Slurm at random moments.
 
     python -m tests.chaos [repeats=3] [seed=0] [only=FAULT,...] [out=FILE.md]      (make chaos)
-    python -m tests.chaos mtbf=15 faults=N [seed=0] [minutes=M] [kinds=KIND,...] [out=DIR] [reference=DIR]
+    python -m tests.chaos mtbf=15 faults=N [seed=0] [minutes=M] [chains=4] [kinds=KIND,...] [out=DIR]
+                          [reference=DIR]
     python -m tests.chaos table [out=DIR]
 
 The first prints a table with a row for each fault: a sweep of `repeats` chains that is struck by it; `only` splits the
@@ -57,9 +58,9 @@ def _storm(arguments: list[str]) -> int:
     options = parse_options(arguments, defaults)
     kinds = _known("kinds", options["kinds"], list(STRIKES))
     records = Records(Path(options["out"]))
-    seed, faults = int(options["seed"]), int(options["faults"])
+    seed, faults, seconds = int(options["seed"]), int(options["faults"]), 60 * float(options["minutes"])
     reference = Path(options["reference"]) if options["reference"] else None
-    return run_storm(records, kinds, float(options["mtbf"]), faults, 60 * float(options["minutes"]), seed, reference)
+    return run_storm(records, kinds, float(options["mtbf"]), faults, seconds, seed, int(options["chains"]), reference)
 
 
 def _table(arguments: list[str]) -> int:
