@@ -46,16 +46,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _storm(arguments: list[str]) -> int:
-    defaults = {
-        "mtbf": "15",
-        "faults": "100",
-        "seed": "0",
-        "minutes": "600",
-        "kinds": "",
-        "out": RECORDS,
-        "reference": "",
-    }
-    options = parse_options(arguments, defaults)
+    defaults = {"mtbf": "15", "faults": "100", "seed": "0", "minutes": "600", "chains": "4"}
+    options = parse_options(arguments, defaults | {"kinds": "", "out": RECORDS, "reference": ""})
     kinds = _known("kinds", options["kinds"], list(STRIKES))
     records = Records(Path(options["out"]))
     seed, faults, seconds = int(options["seed"]), int(options["faults"]), 60 * float(options["minutes"])
