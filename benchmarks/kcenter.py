@@ -33,6 +33,30 @@ def features(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
     return found
 
 
+def is_greedy(candidates: np.ndarray, labelled: np.ndarray, picks: np.ndarray, sample: int = 500) -> bool:
+    """Whether picks are farthest first, as far as a sample of them and of the rest tells, to float32's rounding.
+
+    The distance of each pick to all centres before it never grows, and nobody left is farther than the last one.
+    """
+    rng = np.random.default_rng(0)
+    centres = np.concatenate([labelled, candidates[picks]])
+    at = np.unique(np.append(rng.integers(0, len(picks), sample), len(picks) - 1))
+    radii = [nearest(candidates[picks[each]][None], centres[: len(labelled) + each])[0] for each in at]
+    left = rng.choice(np.setdiff1d(np.arange(len(candidates)), picks), min(sample, len(candidates) - len(picks)), False)
+    slack = 1e-4 * max(radii)
+    return bool((np.diff(radii) <= slack).all() and nearest(candidates[left], centres).max() <= radii[-1] + slack)
+
+
+def nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The squared distance of each point to its nearest centre."""
+    found = np.full(len(points), np.inf)
+    for first in range(0, len(centres), ROWS):
+        block = centres[first : first + ROWS].astype(np.float64)
+        squared = (block**2).sum(1) - 2 * points.astype(np.float64) @ block.T
+        found = np.minimum(found, squared.min(axis=1))
+    return found + (points.astype(np.float64) ** 2).sum(1)
+
+
 def main() -> None:
     """One line when it is done, and one per tenth of the picks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,8 +67,7 @@ def main() -> None:
     points = features(given.images, given.dimensions)
     labelled, candidates = points[:budget], points[budget:]
     kcenter_greedy(candidates[:300], None, 20)  # compiles, or loads what was compiled
-    clock, began = Clock(), time.process_time()
-    told = 0
+    clock, began, told = Clock(), time.process_time(), 0
 
     def tell(done: int, total: int) -> None:
         nonlocal told
@@ -56,6 +79,7 @@ def main() -> None:
         picks = kcenter_greedy(candidates, labelled, budget, progress=tell)
     (part,) = clock.parts
     assert len(np.unique(picks)) == budget
+    assert is_greedy(candidates, labelled, picks)
     print(
         f"N = {len(candidates):,}, {budget:,} labelled, d = {given.dimensions}, b = {budget:,}: {part.seconds:.0f} s, "
         f"{part.cpu:.0f} processor s, {part.mib:.0f} MiB beyond {points.nbytes / 2**20:,.0f} of features"

@@ -20,6 +20,8 @@ SEVERAL = 4  # GPUs of a chain, in the example
 WORTH_SHARING = 4.0  # hours of a chain from which on several GPUs are offered
 NEXT = "\n           "  # a plan's next line
 PARAMETERS = {"resnet18": 12e6, "vgg16_bn": 40e6, "drn_d_22": 16e6}  # of F, C and D
+FEATURES = {"resnet18": 512, "vgg16_bn": 25_088, "drn_d_22": 512}  # numbers of an image
+BY_FEATURES = ("badge", "coreset", "probcover", "typiclust")  # acquisitions whose scans keep them
 ROUND_FILES = 100_000  # bytes of a round's records beside its indices
 
 
@@ -118,7 +120,7 @@ def _plays(config: Chain) -> bool:
 def _disk(sweep: Sweep, plans: Sequence[ChainPlan], loading: Loading) -> str:
     """What will be written, and what is free."""
     results = sum(
-        ROUND_FILES + 8 * (plan.config.initial + 2 * number * plan.config.budget)
+        ROUND_FILES + 8 * (plan.config.initial + (number + 1) * plan.config.budget)
         for plan in plans
         for number in range(plan.committed, plan.target)
     )
@@ -127,10 +129,18 @@ def _disk(sweep: Sweep, plans: Sequence[ChainPlan], loading: Loading) -> str:
         results += int(4 * parameters * sum(plan.target - plan.committed for plan in plans))
     checkpoint = 12 * parameters  # weights and Adam's two moments in float32
     told = f"{size(results)} of results, up to {size(checkpoint)} of checkpoints per running chain"
+    scan, method = max((_scanned(plan.config), plan.config.method["name"]) for plan in plans)
+    told += f" ({size(scan)} while {method} scores)" if scan > checkpoint else ""
     told += f"; {size(_free(sweep.runs))} are free"
     if loading.copy:
         told += f"; the copy takes up to {size(loading.copy_bytes)} of {size(_free(loading.copy))} in {loading.copy}"
     return told
+
+
+def _scanned(config: Chain) -> int:
+    """Bytes of the blocks that a scan of the pool leaves for a resumption, where each image has its features there."""
+    features = FEATURES.get(str(config.backbone["name"]), 0)
+    return 4 * features * pool_size(config.dataset) if config.method["acquisition"] in BY_FEATURES else 0
 
 
 def _free(path: Path) -> int:

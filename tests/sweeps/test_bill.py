@@ -67,3 +67,4 @@ def test_the_readme_prints_the_plan_that_a_launch_prints(
     lines = [line.removeprefix("    ") for line in block.splitlines()]
     assert [line for line in lines if line not in said.splitlines()] == []
     assert any(line.startswith("  takes ") for line in lines)
+    assert ("(2.62 GB while coreset scores)" in said) == ("imagenet" in words)
