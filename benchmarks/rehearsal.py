@@ -3,6 +3,7 @@
     python -m benchmarks.rehearsal --out /var/tmp/scale          1,281,167 images, five methods; 9 GB of disk, hours
     python -m benchmarks.rehearsal --out DIR --images 100000     for the growth from there on
     python -m benchmarks.rehearsal --out DIR --faults            also kills the chain of coreset and the report
+    python -m benchmarks.rehearsal --out DIR --scanned 5000 --epochs 0.001      minutes: training and scans cut short
 
 All but training is as large as in the paper: 1,000 classes, 5% of the labels at first and 5% bought per round. Training
 is cut to a few hundred steps of a narrow network on crops of 16 pixels, and BALD to 5 passes; what a round would take
@@ -154,7 +155,11 @@ def start(given: argparse.Namespace, chain: Path, kill: str = "") -> subprocess.
     command = [sys.executable, "-m", "benchmarks.rehearsal", "--out", str(given.out), "--chain", str(chain)]
     with (given.out / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
-            [*command, "--kill", kill], stdout=log, stderr=log, env=environment(), start_new_session=True
+            [*command, "--kill", kill, "--scanned", str(given.scanned)],
+            stdout=log,
+            stderr=log,
+            env=environment(),
+            start_new_session=True,
         )
 
 
@@ -265,6 +270,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=0.05, help="of each training, of the pool")
     parser.add_argument("--methods", default="coreset,mal,bald,entropy,random")
     parser.add_argument("--at-once", type=int, default=2, help="chains at a time")
+    parser.add_argument("--scanned", type=int, default=0, help="images of the pool that scans see; 0 (default): all")
     parser.add_argument("--faults", action="store_true", help="kill the chain of coreset and the report too")
     parser.add_argument("--chain", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--kill", default="", help=argparse.SUPPRESS)
@@ -276,7 +282,7 @@ def main() -> None:
     given = arguments()
     if given.chain:
         name = "killed" if "killed" in given.chain.parts else given.chain.parent.name
-        run_timed(given.chain, given.out / f"{name}.jsonl", given.kill)
+        run_timed(given.chain, given.out / f"{name}.jsonl", given.kill, given.scanned)
         return
     given.out.mkdir(parents=True, exist_ok=True)
     prepare(given)
