@@ -141,24 +141,25 @@ def run_timed(chain: Path, out: Path, kill: str = "", scanned: int = 0) -> None:
 
 
 def cut_scans(most: int) -> None:
-    """Let scans of the pool see `most` images, whose rows stand for the others': as many, within a thousandth."""
+    """Let scans of the pool see `most` images; the others' rows are made up, each between those of two of them."""
     scan = Scanner.scan
 
     def cut(self: Scanner, phase: str, loader: Loader, indices: np.ndarray, *given: Any, **named: Any) -> Any:
         if phase == "evaluate" or len(indices) <= most:
             return scan(self, phase, loader, indices, *given, **named)
         found = scan(self, phase, loader, indices[:most], *given, **named)
-        random = np.random.default_rng(len(indices))
-        rows = random.integers(0, most, len(indices))
-        return {name: _spread(values, rows, random) for name, values in found.items()}
+        return {name: _spread(values, len(indices)) for name, values in found.items()}
 
     Scanner.scan = cut  # type: ignore[method-assign]
 
 
-def _spread(values: np.ndarray, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    spread = values[rows]
+def _spread(values: np.ndarray, count: int) -> np.ndarray:
+    """(n, ...) to (count, ...)."""
+    random = np.random.default_rng(count)
+    spread = values[random.integers(0, len(values), count)]
     if spread.dtype.kind == "f":
-        spread *= 1 + 1e-3 * random.standard_normal(spread.shape, dtype=spread.dtype)
+        share = random.random((count, *(1,) * (values.ndim - 1)), dtype=spread.dtype)
+        spread += share * (values[random.integers(0, len(values), count)] - spread)
     return spread
 
 

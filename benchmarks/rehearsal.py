@@ -153,14 +153,9 @@ def start(given: argparse.Namespace, chain: Path, kill: str = "") -> subprocess.
     """A chain in a process of its own, which takes its parts down in OUT/METHOD.jsonl."""
     name = "killed" if "killed" in chain.parts else chain.parent.name
     command = [sys.executable, "-m", "benchmarks.rehearsal", "--out", str(given.out), "--chain", str(chain)]
+    command += ["--kill", kill, "--scanned", str(given.scanned)]
     with (given.out / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(
-            [*command, "--kill", kill, "--scanned", str(given.scanned)],
-            stdout=log,
-            stderr=log,
-            env=environment(),
-            start_new_session=True,
-        )
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
 
 
 def faults(given: argparse.Namespace, chain: Path) -> str:
