@@ -66,14 +66,15 @@ class _HostProducts:
         search = self.search
         step = max(256, 2_000_000 // search.block)
         buffer = np.empty((min(step, rows_R.size), search.block), dtype=np.float32)
-        for c in range(first, stop, search.block):
-            centres_BD, norms_B = search.centre_block(c, min(stop, c + search.block))
-            for r in range(0, rows_R.size, step):
-                part = rows_R[r : r + step]
+        for r in range(0, rows_R.size, step):  # a part's features are gathered once for all blocks
+            part = rows_R[r : r + step]
+            features_RD = search.rows(part)
+            for c in range(first, stop, search.block):
+                centres_BD, norms_B = search.centre_block(c, min(stop, c + search.block))
                 products = buffer[: part.size, : len(centres_BD)]
                 if len(centres_BD) < search.block:
                     products = np.empty((part.size, len(centres_BD)), dtype=np.float32)
-                np.matmul(search.rows(part), centres_BD.T, out=products)
+                np.matmul(features_RD, centres_BD.T, out=products)
                 _kernels.fold_products(products, norms_B, c, part, search.best_N, search.second_N, search.nearest_N)
 
 
