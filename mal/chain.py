@@ -34,6 +34,7 @@ from mal.run import folder as run_folder
 from mal.run.code_copy import code_hash
 from mal.run.heartbeat import Progress, now, read_progress
 from mal.run.lock import hold, is_held
+from mal.tracking.follow import followed
 
 EXIT_DONE, EXIT_ERROR, EXIT_LOCKED, EXIT_OUT_OF_MEMORY, EXIT_PLACE = 0, 1, 76, 77, 78
 STORAGE_FAILED = "the storage failed"  # in the log, where that was the error
@@ -119,8 +120,10 @@ def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt, g
         return world.once(lambda: run_folder.committed_rounds(chain))
 
     number = committed()
+    trackers = contextlib.ExitStack()
     try:
         world.once(lambda: _refuse_failed(chain))
+        trackers.enter_context(followed(chain, config.tracker or [], interrupt))
         rounds = None
         while (number := committed()) < target:
             interrupt.check()
@@ -141,6 +144,8 @@ def _run_rounds(chain: Path, config: Chain, target: int, interrupt: Interrupt, g
         if error is raised:
             raise
         raise error from raised
+    finally:
+        trackers.close()
     world.once(lambda: _clear_up(chain))
 
 

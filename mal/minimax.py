@@ -33,6 +33,7 @@ from mal.models.heads import (
     scale_gradient,
     stride_of,
 )
+from mal.models.pretrained import trainable
 from mal.process.device import Device
 from mal.training.loop import Inputs, Trainer, descend, steps_of
 from mal.training.losses import cross_entropy
@@ -126,7 +127,7 @@ class MinimaxObjective:
             self.modules |= self.averages
         betas = (config.betas[0], config.betas[1])
         players = [
-            {"params": encoder.parameters(), "lr": config.lr_f},
+            {"params": trainable(encoder), "lr": config.lr_f},
             {"params": classifier.parameters(), "lr": config.lr_c},
         ]
         decay = config.weight_decay

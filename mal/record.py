@@ -24,6 +24,7 @@ from mal.data.dataset import Dataset
 from mal.data.image_set import IGNORED
 from mal.methods import Setting
 from mal.models.heads import TaskModel, pooled
+from mal.models.pretrained import Start
 from mal.process.device import Device, gpu_versions
 from mal.process.memory import peak_device_mib, peak_host_mib, reserved_device_mib
 from mal.run import folder as run_folder
@@ -65,6 +66,7 @@ class Recorder:
     dataset: Dataset
     device: Device
     expected: Footprint
+    start: Start | None = None  # what the pretrained weights gave
 
     def files(self, outcome: Outcome) -> dict[str, Any]:
         """The round's files by name, in the order in which they are written."""
@@ -152,6 +154,7 @@ class Recorder:
                 "cuda": torch.version.cuda if cuda else None,
                 **(gpu_versions() if cuda else {}),
             },
+            **({"weights": self._weights(self.start)} if self.start else {}),
             "tf32": torch.backends.cudnn.allow_tf32 if cuda else None,
             "host": socket.gethostname(),
             "device": self.device.name,
@@ -165,6 +168,16 @@ class Recorder:
             "reserved_device_mib": reserved_device_mib(self.device.torch),
             "started": progress.started,
             "finished": now(),
+        }
+
+    def _weights(self, start: Start) -> dict[str, Any]:
+        keys = ("weights", "weights_sha256", "freeze", "normalise")
+        told = {key: self.config.backbone[key] for key in keys if key in self.config.backbone}
+        return told | {
+            "prefix": start.prefix,
+            "loaded": len(start.tensors),
+            "left_out": start.left_out,
+            "unexpected": start.unexpected,
         }
 
 

@@ -31,7 +31,9 @@ from mal.labels.ledger import PeoplesLedger, bookkeeping
 from mal.labels.sheet import request, why
 from mal.methods import METHODS, Method, Query, Setting
 from mal.methods.base import Scores
+from mal.models.backbones import describe_start
 from mal.models.heads import TaskModel
+from mal.models.pretrained import IMAGENET, imagenet_statistics
 from mal.process.device import Device
 from mal.process.interrupt import Interrupt
 from mal.record import Outcome, Recorder, samples
@@ -69,10 +71,7 @@ class Rounds:
         self.ledger, self.oracle = bookkeeping(chain, config, dataset)
         if config.loader == "memory":
             require_memory((dataset.train, dataset.test), device.torch)
-        # By one process for all: the others would wait for its lock, and it for them where it asks whether to stop.
-        note = self._note("pixel statistics", len(dataset.pool))
-        mean, std = device.world.once(lambda: pixel_statistics(dataset, note))
-        self.augmentation: Augmentation = build_augmentation(config.dataset, mean, std, device.torch)
+        self.augmentation: Augmentation = build_augmentation(config.dataset, *self._statistics(), device.torch)
         nothing = visible_labels(len(dataset.train), np.empty(0, np.int64), np.empty(0, np.int64))
         workers = count_workers(config.workers, config.threads)
         note = self._note("read images", len(dataset.train))
@@ -83,7 +82,9 @@ class Rounds:
         )
         expected = footprint(config, device.torch.type == "cuda")
         log.info("memory of a round: %s", expected)
-        self.recorder = Recorder(chain, config, dataset, device, expected)
+        if (start := describe_start(config.backbone, config.dataset.channels)) is not None:
+            log.info("weights of %s: %s", config.backbone["weights"], start)
+        self.recorder = Recorder(chain, config, dataset, device, expected, start)
 
     def run(self, number: int) -> None:
         """Round `number`, from its last checkpoint where there is one, up to its commit.
@@ -123,6 +124,14 @@ class Rounds:
         world.once(lambda: run_folder.commit(folder, self.recorder.files(outcome)))
         if shared:
             world.once(shared.clear)
+
+    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation that images are normalised by: the pool's, or those of the weights that F starts from."""
+        if self.config.backbone.get("normalise") == IMAGENET:
+            return imagenet_statistics(self.config.dataset.channels)
+        note = self._note("pixel statistics", len(self.dataset.pool))
+        # By one process for all: the others would wait for its lock, and it for them where it asks whether to stop.
+        return self.device.world.once(lambda: pixel_statistics(self.dataset, note))
 
     def _note(self, phase: str, steps: int) -> Note:
         """Beats the heart while images are decoded, and leaves where a stop is asked for."""
@@ -177,6 +186,7 @@ class Rounds:
             "seed": config.seed,
             "data": [self.dataset.digest, asdict(config.dataset), config.loaders()],
             "pixels": [augmentation.mean.tolist(), augmentation.std.tolist()],
+            "frozen": config.backbone.get("freeze", False),
             "arithmetic": [config.precision, config.tf32, config.sync_batch_norm, torch.get_num_threads()],
             "machine": [device.name, device.world.size, torch.__version__, torch.version.cuda],
             "code": code_hash(),
@@ -191,8 +201,7 @@ class Rounds:
             path = run_folder.round_folder(self.chain, setting.number - 1) / run_folder.MODEL
             weights = safetensors.torch.load(self.device.world.once(path.read_bytes))
             before = {name: tensor.to(self.device.torch) for name, tensor in weights.items()}
-        pool = len(self.dataset.pool)
-        return train_task_model(self.config, trainer, setting.labelled, pool, encoder, before)
+        return train_task_model(self.config, trainer, setting.labelled, setting.unlabelled, encoder, before)
 
     def _evaluate(self, model: nn.Module, scanner: Scanner) -> Evaluation:
         if self.segmentation:

@@ -84,6 +84,10 @@ def reconcile(sweep: Sweep) -> list[ChainPlan]:
     """
     if not sweep.dry_run:
         check_storage(sweep.runs)
+    if any({"weights", "library"} & chain.backbone.keys() for chain in sweep.chains):
+        from mal.models.at_launch import settle_weights
+
+        sweep.chains = settle_weights(sweep.chains, sweep.dry_run)
     return [_plan(sweep, config) for config in sweep.chains]
 
 

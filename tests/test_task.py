@@ -25,6 +25,7 @@ from mal.training.scan import Scanner
 from tests.chains import CPU, chain_config, made_up_images, plain_augmentation, trainer_in
 
 CLASSES = 10
+NOTHING = np.empty(0, np.int64)  # unlabelled
 
 
 def task_model(seed: int = 0) -> TaskModel:
@@ -164,7 +165,7 @@ def barely_trained(tmp_path: Path, encoder: nn.Module | None = None, before: Any
     """M after one step at a learning rate too small to see."""
     config = with_task(chain_config(), lr=1e-12, weight_decay=0.0, optimizer="sgd", epochs=0.01, **changes)
     loader, _ = loader_of(40)
-    return train_task_model(config, trainer_in(tmp_path, loader), np.arange(40), 40, encoder, before)
+    return train_task_model(config, trainer_in(tmp_path, loader), np.arange(40), NOTHING, encoder, before)
 
 
 def with_task(config: Chain, **changes: Any) -> Chain:
@@ -195,7 +196,7 @@ def test_training_m_from_f_leaves_f_as_it_was(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     loader, _ = loader_of(40)
     config = with_task(chain_config(), lr=0.1, optimizer="sgd", epochs=2)
-    model = train_task_model(config, trainer_in(tmp_path, loader), np.arange(40), 40, encoder, None)
+    model = train_task_model(config, trainer_in(tmp_path, loader), np.arange(40), NOTHING, encoder, None)
     assert not same_weights(model.backbone, encoder)
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
@@ -219,6 +220,6 @@ def test_training_learns(tmp_path: Path) -> None:
     images = (made_up_images(60) // 8 + (labels * 90).astype(np.uint8)[:, None, None, None]).astype(np.uint8)
     loader = MemoryLoader(images, labels, CPU.torch)
     config = with_task(chain_config(), lr=0.01, optimizer="adam", epochs=20, schedule="cosine", batch=20)
-    model = train_task_model(config, trainer_in(tmp_path, loader), np.arange(60), 60, None, None)
+    model = train_task_model(config, trainer_in(tmp_path, loader), np.arange(60), NOTHING, None, None)
     found = evaluate(model, scanner_in(tmp_path / "scan"), loader, labels, CLASSES)
     assert found.value > 95

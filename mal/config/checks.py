@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import asdict
 from functools import cache
@@ -17,9 +18,11 @@ from mal.config.method_keys import Range, check_method, read_ranges
 from mal.config.people import check_people
 from mal.config.registered import BACKBONES, METHODS, SOURCES, check_registered
 from mal.config.registry import nearest
-from mal.config.schema import Chain, Dataset, flat
+from mal.config.schema import START, Chain, Dataset, flat
 from mal.config.task_keys import check_task
 
+NORMALISATIONS = ("pool", "imagenet")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 QUERIES_OF_D = ("intersection", "entropy_of_unlabelled", "rank_sum", "discriminator")
 
 
@@ -71,13 +74,19 @@ def validate(chain: Chain) -> None:
     """Refuse what cannot run, with a ValueError that names the key; the datasets' files are checked later."""
     _check_choices(chain)
     check_numbers(chain)
+    _check_trackers(chain.tracker or [])
     file_name("name", chain.name)
     for key in ("runs", "data"):
         if not getattr(chain, key):
             raise ValueError(f"{key}= is empty: give a folder, e.g. {key}={key}.")
     check_registered("dataset.source", chain.dataset.source, SOURCES)
-    check_registered("backbone.name", str(chain.backbone["name"]), BACKBONES)
+    library = chain.backbone.get("library")
+    if library and importlib.util.find_spec(library) is None:
+        raise ValueError(f"backbone={library} needs {library}, which is not installed: pip install .[{library}].")
+    check_registered("backbone.name", str(library or chain.backbone["name"]), BACKBONES)
     _check_image(chain)
+    _check_start(chain.backbone)
+    _check_semi(chain)
     _check_method(chain.method)
     check_task(chain.dataset, chain.backbone, chain.method, CONF)
     check_people(chain)
@@ -105,6 +114,7 @@ def validate(chain: Chain) -> None:
 def _check_image(chain: Chain) -> None:
     """Refuse a crop larger than the image with its padding, and networks that halve the image until nothing is left."""
     dataset, smallest = chain.dataset, chain.backbone.get("smallest_image", 1)
+    _check_features(chain)
     side = dataset.size + 2 * dataset.pad_crop
     if dataset.crop is not None and not 1 <= dataset.crop <= side:
         raise ValueError(f"dataset.crop={dataset.crop} is out of range: images of {dataset.name} are {side} wide.")
@@ -113,6 +123,69 @@ def _check_image(chain: Chain) -> None:
             f"backbone={chain.backbone['name']} needs images of at least {smallest} pixels, those of {dataset.name} "
             f"have {seen}: choose another backbone= or a larger dataset.crop."
         )
+    multiple, built_for = chain.backbone.get("multiple", 1), chain.backbone.get("image_size", seen)
+    if seen % multiple or built_for != seen:
+        wanted = f"a multiple of {multiple}" if seen % multiple else f"backbone.image_size={built_for}"
+        raise ValueError(
+            f"backbone={chain.backbone['name']} takes images whose side is {wanted}, those of {dataset.name} have "
+            f"{seen} pixels: set dataset.crop or dataset.pad_crop and crop, or choose another backbone=."
+        )
+
+
+def _check_features(chain: Chain) -> None:
+    """Refuse images for a network that takes vectors, the other way round, and what features cannot be."""
+    name, features = chain.backbone["name"], chain.dataset.features
+    if bool(chain.backbone.get("vectors")) != (features is not None):
+        what = (
+            "takes a frozen encoder's features: give features=DIR" if features is None else "takes images, not features"
+        )
+        raise ValueError(f"backbone={name} {what}, or choose another backbone=.")
+    if features is None:
+        return
+    for key, value in {"loader": ("auto", "memory"), "keep_queries": (0,)}.items():
+        if getattr(chain, key) not in value:
+            raise ValueError(f"{key}={getattr(chain, key)} is for images: with features= it must be {value[-1]}.")
+
+
+def _check_semi(chain: Chain) -> None:
+    task = chain.task
+    if not 0 < task.semi_threshold < 1 or not 0 <= task.semi_average < 1:
+        wrong = "semi_threshold" if not 0 < task.semi_threshold < 1 else "semi_average"
+        raise ValueError(f"task.{wrong}={getattr(task, wrong)} is out of range: it must be from 0 to below 1.")
+    if task.semi and (chain.dataset.task == "segmentation" or chain.dataset.features is not None):
+        what = "features" if chain.dataset.features else "classes of pixels"
+        raise ValueError(f"task.semi={task.semi} changes images strongly, which {what} do not allow: set it to null.")
+
+
+def _check_trackers(names: list[str]) -> None:
+    """Refuse a tracker that is unknown or not installed here."""
+    for name in names:
+        if name not in TRACKERS:
+            hint = nearest(name, TRACKERS) or "."
+            raise ValueError(f"tracker={name} is unknown{hint} Known: {', '.join(TRACKERS)}.")
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"tracker={name} is not installed: pip install .[{name}].")
+
+
+def _check_start(backbone: dict[str, Any]) -> None:
+    """Refuse a start that says nothing: frozen layers, a prefix or a normalisation without weights."""
+    for key, kinds in {"weights": str, "weights_prefix": str, "freeze": (bool, str)}.items():
+        value = backbone.get(key, START[key])
+        if value is not None and not isinstance(value, kinds):  # type: ignore[arg-type]
+            raise ValueError(f"backbone.{key}={value} must be {_KINDS[key]}.")
+    if (normalise := backbone.get("normalise")) not in (None, *NORMALISATIONS):
+        hint = nearest(str(normalise), NORMALISATIONS) or "."
+        raise ValueError(f"backbone.normalise={normalise} is unknown{hint} Allowed: {', '.join(NORMALISATIONS)}, null.")
+    given = [key for key in ("weights_prefix", "freeze") if backbone.get(key, START[key]) != START[key]]
+    if given and not backbone.get("weights"):
+        raise ValueError(f"backbone.{given[0]}={backbone[given[0]]} is for pretrained weights: give backbone.weights=.")
+
+
+_KINDS = {
+    "weights": "a file of weights or imagenet, e.g. backbone.weights=moco.pth",
+    "weights_prefix": "what the names of the weights begin with, e.g. backbone.weights_prefix=encoder_q.",
+    "freeze": "true, false or the name of a layer, e.g. backbone.freeze=layer3",
+}
 
 
 def _check_method(method: dict[str, Any]) -> None:
@@ -141,11 +214,11 @@ def check_numbers(chain: Chain) -> None:
     values = flat(asdict(chain))
     at_least = {"seed": 0, "rounds": 1, "initial": 1, "budget": 1, "threads": 0, "minimax.batch": 2, "task.batch": 2}
     at_least |= {"dataset.classes": 2, "dataset.minimum": 1, "dataset.pad_crop": 0, "keep_queries": 0, "workers": 0}
-    at_least |= {"dataset.max_pixels": 1}
+    at_least |= {"dataset.max_pixels": 1, "task.semi_ratio": 1}
     above: tuple[str, ...] = ("minimax.epochs", "minimax.temperature", "minimax.lr_f", "minimax.lr_c", "minimax.lr_d")
     above += ("task.epochs", "task.lr", "checkpoint_minutes", "collective_minutes")
     not_negative: tuple[str, ...] = ("minimax.entropy_weight", "minimax.weight_decay", "minimax.d_to_f")
-    not_negative += ("task.weight_decay", "task.momentum")
+    not_negative += ("task.weight_decay", "task.momentum", "task.semi_weight")
     for key, low in at_least.items():
         if values[key] < low:
             raise ValueError(f"{key}={values[key]} is too small: it must be at least {low}.")
@@ -153,6 +226,7 @@ def check_numbers(chain: Chain) -> None:
         value = chain.backbone.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"backbone.{key}={value} must be a whole number from 1.")
+    above += ("task.lr_backbone",) if chain.task.lr_backbone is not None else ()
     for key in above:
         if not 0 < values[key] < math.inf:
             raise ValueError(f"{key}={values[key]} is out of range: it must be above 0.")

@@ -20,5 +20,6 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "task.epoch_of": ("pool", "labelled"),
     "task.init": ("scratch", "from_f", "continue", "from_f_continue"),
     "task.optimizer": ("sgd", "adam"),
+    "task.semi": (None, "fixmatch"),
     "task.schedule": ("quarters", "cosine", "constant"),
 }

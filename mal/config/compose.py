@@ -22,10 +22,11 @@ from mal.config.checks import check_numbers, file_name, method_section, pool_siz
 from mal.config.choices import CHOICES
 from mal.config.conf_folders import CONF, DEFAULT, GROUPS, TEMPLATE, choices, own_folder
 from mal.config.counting import count_images
+from mal.config.feature_sets import as_features
 from mal.config.frozen import structured
 from mal.config.people import one_seed
 from mal.config.registry import nearest
-from mal.config.schema import Chain, Dataset, flat
+from mal.config.schema import START, Chain, Dataset, flat
 from mal.config.sizes import image_bytes, memory_limit
 from mal.config.tuning import Variants, check_seeds, draw_trials
 
@@ -46,6 +47,7 @@ TEXT_KEYS = {
 SWEEP_KEYS = (
     *("conf", "methods", "variants", "tune", "tuning", "seeds", "cluster", "check", "dry_run", "retry", "prepare"),
     *("oracle", "watch"),
+    "features",
     *("tasks", "ranges"),  # of a method's file
 )
 
@@ -82,6 +84,8 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
     """
     own, others = own_folder(overrides)
     overrides = [_as_meant(override) for override in others]
+    if any(o.startswith("features=") for o in overrides) and not any(o.startswith("backbone=") for o in overrides):
+        overrides = ["backbone=mlp", *overrides]
     base = _compose([o for o in overrides if not o.startswith("method.")], own, check=overrides)
     if base.conf is not None:
         raise ValueError(f"conf={base.conf} is set by a file: give it on the command line.")
@@ -96,7 +100,12 @@ def compose_sweep(overrides: Sequence[str]) -> Sweep:
         hint = nearest(str(base.check), CHECKS) or "."
         raise ValueError(f"check={base.check} is unknown{hint} Allowed: {', '.join(CHECKS)}.")
     methods = list(variants)
-    dataset = count_images(OmegaConf.to_container(base.dataset, resolve=True))  # type: ignore[arg-type]
+    section: Any = OmegaConf.to_container(base.dataset, resolve=True)
+    if base.features is None and section["source"] == "features":
+        raise ValueError(
+            f"dataset={section['name']} is of a frozen encoder's features: give their folder, features=DIR."
+        )
+    dataset = as_features(section, str(base.features)) if base.features is not None else count_images(section)
     _check_method_overrides(overrides, [variant["method"] for variant in variants.values()], own)
     sweep = Sweep(
         name=file_name("name", name),
@@ -270,7 +279,12 @@ def _keys(config: DictConfig) -> list[str]:
 
 def _chain(composed: DictConfig, seed: int) -> Chain:
     section = {k: v for k, v in composed.items() if k not in SWEEP_KEYS} | {"seed": seed}
+    if isinstance(section["tracker"], str):
+        section["tracker"] = [section["tracker"]]
     chain = structured(OmegaConf.create(section | {"initial": 1, "budget": 1}), "The configuration")
+    chain.backbone = {k: v for k, v in chain.backbone.items() if k not in START or v != START[k]}
+    if "image_size" in chain.backbone:
+        chain.backbone["image_size"] = chain.backbone["image_size"] or chain.dataset.crop or chain.dataset.size
     check_numbers(chain)
     pool = pool_size(chain.dataset)
     initial, budget = (_count(key, section[key], pool) for key in ("initial", "budget"))

@@ -15,14 +15,18 @@ from typing import Any
 PLACE_KEYS = (
     *("name", "runs", "data", "rounds", "threads", "device", "keep_model", "keep_features", "keep_queries", "floor"),
     *("share",),
-    *("checkpoint_minutes", "collective_minutes", "workers"),
+    *("checkpoint_minutes", "collective_minutes", "workers", "tracker"),
     *("dataset.root", "dataset.train_images", "dataset.test_images", "dataset.train_list", "dataset.test_list"),
     *("dataset.val_labels", "dataset.max_pixels", "dataset.skip_corrupt", "dataset.skip_unpaired"),
     *("dataset.class_list", "dataset.image_suffix", "dataset.mask_suffix"),
-    *("dataset.train_shards", "dataset.test_shards", "labels.enough"),
+    *("dataset.train_shards", "dataset.test_shards", "dataset.features", "labels.enough", "backbone.weights"),
 )
 # Values, by their key, that older chains spell otherwise: both are read, and the older one stays in the fingerprint.
 OLDER_SPELLINGS = {"method.query": {"entropy_of_unlabelled": "entropy_of_unlabeled"}}
+
+
+# Keys of the section `backbone` that every backbone takes; at these values they are left out of a chain.
+START: dict[str, Any] = {"weights": None, "weights_prefix": None, "freeze": False, "normalise": None}
 
 
 def added(neutral: Any) -> Any:
@@ -66,6 +70,8 @@ class Dataset:
     mask_suffix: str | None = added(None)
     train_shards: str | None = added(None)
     test_shards: str | None = added(None)
+    features: str | None = added(None)
+    encoder: str | None = added(None)
     exif: str | None = added("ignore")
     max_pixels: int = added(178_956_970)
     skip_corrupt: bool = added(False)
@@ -113,6 +119,12 @@ class Task:
     momentum: float
     weight_decay: float
     schedule: str
+    lr_backbone: float | None = added(None)
+    semi: str | None = added(None)
+    semi_threshold: float = added(0.95)
+    semi_weight: float = added(1.0)
+    semi_ratio: int = added(7)
+    semi_average: float = added(0.999)
 
 
 @dataclass(kw_only=True)
@@ -147,6 +159,7 @@ class Chain:
     workers: int = added(0)
     tf32: bool = added(True)
     share: bool = added(True)
+    tracker: list[str] | None = added(None)  # noqa: RUF009
     dataset: Dataset
     backbone: dict[str, Any]
     method: dict[str, Any]
@@ -188,7 +201,7 @@ def _deciding(section: Any, prefix: str = "") -> dict[str, Any]:
 def _older(key: str, value: Any) -> Any:
     """A value as older chains have it in their fingerprint."""
     if isinstance(value, dict):
-        return {name: _older(f"{key}.{name}", each) for name, each in value.items()}
+        return {n: _older(f"{key}.{n}", each) for n, each in value.items() if f"{key}.{n}" not in PLACE_KEYS}
     return OLDER_SPELLINGS.get(key, {}).get(value, value) if isinstance(value, str) else value
 
 

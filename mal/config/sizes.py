@@ -15,8 +15,13 @@ def image_bytes(dataset: Dataset) -> int:
     return (dataset.train + dataset.test) * dataset.channels * dataset.size**2
 
 
-def memory_limit(dataset: Dataset) -> int:
-    """Up to how many bytes of pixels loader=auto keeps images in memory; of files less, as each job decodes them."""
+def memory_limit(dataset: Dataset) -> float:
+    """Up to how many bytes of pixels loader=auto keeps images in memory; of files less, as each job decodes them.
+
+    Features are mapped into memory whatever their size.
+    """
+    if dataset.features is not None:
+        return math.inf
     return MOST_DECODED if dataset.resize else MOST_IN_MEMORY
 
 
@@ -24,6 +29,11 @@ def steps_of(epochs: float, epoch_of: str, pool: int, labelled: int, batch: int)
     """Steps of a phase: an epoch is pool / batch steps (the default, as the authors' VAAL code) or labelled / batch."""
     images = pool if epoch_of == "pool" else labelled
     return max(1, math.ceil(epochs * images / min(batch, images)))
+
+
+def images_of_step(chain: Chain) -> int:
+    """Images that go through M for each labelled one: FixMatch's unlabelled ones twice."""
+    return 1 + 2 * chain.task.semi_ratio if chain.task.semi else 1
 
 
 def steps_of_round(chain: Chain, number: int, pool: int) -> dict[str, tuple[int, int]]:
@@ -35,7 +45,7 @@ def steps_of_round(chain: Chain, number: int, pool: int) -> dict[str, tuple[int,
         count = steps_of(minimax.epochs, minimax.epoch_of, pool, labelled, minimax.batch)
         steps["Algorithm 1"] = count, 2 * minimax.batch
     count = steps_of(task.epochs, task.epoch_of, pool, labelled, task.batch)
-    steps["M"] = count * int(method.get("members", 1)), task.batch
+    steps["M"] = count * int(method.get("members", 1)), task.batch * images_of_step(chain)
     if {"epochs", "epoch_of", "batch"} <= set(method):
         count = steps_of(method["epochs"], method["epoch_of"], pool, labelled, method["batch"])
         steps[str(method["acquisition"])] = count, 2 * method["batch"]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mal.config.schema import Dataset as Spec
 from mal.data.image_set import IGNORED
+from mal.data.strong import strongly
 from mal.rng import generator
 
 PIECE = 2**18  # numbers normalised at a time on a CPU
@@ -42,6 +43,12 @@ class Augmentation:
         batch, first: where `images` are a part of a batch, how many that has and where they begin in it.
         """
         return self._normalise(self._move(images, key, batch or len(images), first, fill=0))
+
+    def strong(self, images: Tensor, key: tuple[int | str, ...], batch: int | None = None, first: int = 0) -> Tensor:
+        """As `train`, with FixMatch's strong augmentation in between: RandAugment and Cutout (mal/data/strong.py)."""
+        key = (*key, "strong")
+        moved = self._move(images, key, batch or len(images), first, fill=0)
+        return self._normalise(strongly(moved, key, batch or len(images), first))
 
     def train_maps(self, maps: Tensor, key: tuple[int | str, ...], batch: int | None = None, first: int = 0) -> Tensor:
         """Maps of classes, uint8 (B, H, W), moved as `train` moves the images of the same key; padded as ignored."""
@@ -80,7 +87,8 @@ class Augmentation:
     def _normalise(self, images: Tensor) -> Tensor:
         if images.device.type == "cpu" and images.numel() > PIECE:
             return self._normalise_rows(images)
-        return images.to(torch.float32, memory_format=torch.channels_last).div_(255).sub_(self.mean).div_(self.std)
+        floats = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        return floats.div_(scale_of(images)).sub_(self.mean).div_(self.std)
 
     def _normalise_rows(self, images: Tensor) -> Tensor:
         """The same bits: piece by piece, which stays in a core's cache, and row by row, not three pixels at a time."""
@@ -91,8 +99,13 @@ class Augmentation:
         step = max(1, PIECE // (channels * height * width))
         for first in range(0, count, step):
             floats[first : first + step].copy_(images[first : first + step])
-            rows[first : first + step].div_(255).sub_(mean).div_(std)
+            rows[first : first + step].div_(scale_of(images)).sub_(mean).div_(std)
         return floats
+
+
+def scale_of(images: Pixels) -> int:
+    """What a pixel is divided by before its mean is taken away: 255, or 1 where the images are features."""
+    return 255 if images.dtype in (torch.uint8, np.uint8) else 1
 
 
 def _cut(images: Tensor, corner: np.ndarray, size: int) -> Tensor:

@@ -24,13 +24,16 @@ BLOCK = 512  # images decoded between two notes
 
 @dataclass(frozen=True)
 class Arrays:
-    """images: uint8 (N, C, H, W); labels: int64 (N,), or uint8 maps (N, H, W) with IGNORED pixels."""
+    """images: uint8 (N, C, H, W); labels: int64 (N,), or uint8 maps (N, H, W) with IGNORED pixels.
+
+    Or features of a frozen encoder in the images' place: float16 or float32 (N, d, 1, 1), mapped into memory.
+    """
 
     images: np.ndarray
     labels: np.ndarray
 
     def __post_init__(self) -> None:
-        assert self.images.dtype == np.uint8
+        assert self.images.dtype in (np.uint8, np.float16, np.float32)
 
     def __len__(self) -> int:
         return len(self.images)

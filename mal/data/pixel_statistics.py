@@ -1,4 +1,4 @@
-"""Mean and deviation of a pool's pixels, from exact sums: the same bits whichever way the images are read."""
+"""Mean and deviation of a pool's pixels or features, from exact sums: the same bits however images are read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 from mal.data.cache import computed
 from mal.data.dataset import Dataset
 from mal.data.image_set import Arrays, Files, Note, Prepared, decoded, no_note
+
+ROWS = 2**14  # of features, added up together
 
 
 def image_moments(image: np.ndarray) -> np.ndarray:
@@ -27,6 +29,10 @@ def pixel_statistics(dataset: Dataset, note: Note = no_note) -> tuple[np.ndarray
     pixels = train.shape[1] * train.shape[2] * len(pool)
     if isinstance(train, Prepared):
         return statistics(train.moments[pool].sum(axis=0), pixels)
+    if isinstance(train, Arrays) and train.images.dtype != np.uint8:
+        name = f"{dataset.spec.name}-features-{dataset.digest[:12]}"
+        kept = computed(dataset.data, name, dataset.digest, lambda: feature_statistics(train.images, pool))
+        return kept["mean"], kept["std"]
     if isinstance(train, Arrays):
         return statistics(array_moments(train.images[pool]), pixels)
     name = f"{dataset.spec.name}-moments-{dataset.digest[:12]}"
@@ -38,6 +44,17 @@ def pixel_statistics(dataset: Dataset, note: Note = no_note) -> tuple[np.ndarray
         lambda: note(0, len(pool)),
     )
     return statistics(found["moments"], pixels)
+
+
+def feature_statistics(images: np.ndarray, pool: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean and deviation (d,) of features (N, d, 1, 1) over the pool, int64 indices, in float64."""
+    total, squares = np.zeros(images.shape[1]), np.zeros(images.shape[1])
+    for first in range(0, len(pool), ROWS):
+        rows = images[pool[first : first + ROWS], :, 0, 0].astype(np.float64)
+        total += rows.sum(axis=0)
+        squares += np.einsum("nd,nd->d", rows, rows)
+    mean = total / len(pool)
+    return {"mean": mean, "std": np.sqrt(np.maximum(squares / len(pool) - mean**2, 1e-12))}
 
 
 def array_moments(images: np.ndarray) -> np.ndarray:

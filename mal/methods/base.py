@@ -154,8 +154,7 @@ class Setting:
     def train_task_model(self, phase: str) -> TaskModel:
         """One more task model, trained as M is, from another initialisation and in another order of batches."""
         encoder = self.minimax.encoder if self.starts_from_f else None
-        pool = len(self.labelled) + len(self.unlabelled)
-        return train_task_model(self.config, self._trainer, self.labelled, pool, encoder, None, phase)
+        return train_task_model(self.config, self._trainer, self.labelled, self.unlabelled, encoder, None, phase)
 
     # ------------------------------------------------------------------------- the choice
 

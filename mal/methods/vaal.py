@@ -20,7 +20,7 @@ from mal.acquisition.ranking import top_b
 from mal.methods.base import METHODS, Method, Query, Scores, Setting
 from mal.minimax import discriminator_loss
 from mal.models.heads import Discriminator, TaskModel
-from mal.models.vae import LARGEST_STRIDE_2, VAE
+from mal.models.vae import LARGEST_STRIDE_2, VAE, VectorVAE
 from mal.process.device import Device
 from mal.training.diagnostics import discriminator_signals
 from mal.training.loop import Inputs, descend, steps_of
@@ -88,7 +88,8 @@ def build_objective(setting: Setting) -> VAALObjective:
     config, device, side = setting.config, setting.device, setting.image_size
     latent = config.method["latent"] or latent_size(side, config.dataset.task)
     setting.seed_networks(PHASE)
-    vae = VAE(config.dataset.channels, side, latent, config.method["width"])
+    channels, width = config.dataset.channels, config.method["width"]
+    vae = VAE(channels, side, latent, width) if side > 1 else VectorVAE(channels, latent, width)
     discriminator = Discriminator(latent, HIDDEN_UNITS)
     place = partial(device.place, channels_last=False)
     return VAALObjective(place(vae), place(discriminator), config.method, device)

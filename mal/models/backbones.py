@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.amp import is_autocast_available
 
 from mal.config.registry import Registry
+from mal.models import pretrained
 
 
 class BuildBackbone(Protocol):
@@ -31,8 +32,19 @@ BACKBONES: Registry[BuildBackbone] = Registry("backbone")
 
 
 def build_backbone(config: dict[str, Any], channels: int) -> nn.Module:
-    """The backbone that a configuration names, initialised from torch's random state."""
-    return BACKBONES[config["name"]](config, channels)
+    """The backbone that a configuration names: its pretrained weights, else drawn from torch's random state."""
+    backbone = BACKBONES[config.get("library", config["name"])](config, channels)
+    pretrained.start(backbone, config)
+    return backbone
+
+
+def describe_start(config: dict[str, Any], channels: int) -> pretrained.Start | None:
+    """What the weights of a configuration give its backbone; None where it has none. Computes nothing."""
+    if not config.get("weights"):
+        return None
+    with torch.device("meta"):
+        backbone = build_backbone(config, channels)  # names of frozen layers are checked too
+    return pretrained.fit(backbone, config)
 
 
 def xavier(module: Network) -> Network:
@@ -75,10 +87,12 @@ class SmallCNN(nn.Module):
 class ThreeChannels(nn.Module):
     """A network for colour images that also takes grey ones, repeated to three channels."""
 
-    def __init__(self, layers: nn.Module, features: int) -> None:
+    def __init__(self, layers: nn.Module, features: int, published: tuple[str, str] = ("layers.", "")) -> None:
+        """published: how names begin here, and in the checkpoints of those who published the network."""
         super().__init__()
         self.layers = layers
         self.features = features
+        self.published = published
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) to (B, d)."""
@@ -135,4 +149,5 @@ def vgg16_bn(config: dict[str, Any], channels: int) -> nn.Module:
     """torchvision's VGG16-BN convolutions, pooled to 7x7: 14,723,136 parameters, d = 25,088 (appendix B: 14.72M)."""
     from torchvision.models import vgg16_bn as build
 
-    return xavier(ThreeChannels(nn.Sequential(build(weights=None).features, AveragePool(7)), 512 * 7 * 7))
+    layers = nn.Sequential(build(weights=None).features, AveragePool(7))
+    return xavier(ThreeChannels(layers, 512 * 7 * 7, published=("layers.0.", "features.")))

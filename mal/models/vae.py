@@ -58,6 +58,20 @@ class VAE(nn.Module):
         return cast(Tensor, self.decoder(code)), mean, log_variance
 
 
+class VectorVAE(VAE):
+    """The same for features of a frozen encoder, (B, d, 1, 1): a hidden layer of 8 * width units on both sides."""
+
+    def __init__(self, channels: int, latent: int, width: int = 128) -> None:
+        nn.Module.__init__(self)
+        self.side = 1
+        hidden = 8 * width
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU())
+        self.mean, self.log_variance = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
+        spread = nn.Unflatten(1, (channels, 1, 1))
+        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, channels), spread)
+        xavier(self)
+
+
 def _down(channels: int, sizes: list[int], first: int) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for inputs, outputs, stride in zip([channels, *sizes], sizes, (first, 2, 2, 2), strict=False):

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from mal.data.augment import scale_of
+
 RATE = 2e9  # products of pixels per second of the SVM's kernel, the slowest part, on one core
 SECONDS, SHARE = 5.0, 0.02  # floor=auto: at most so long, or so much of the round
 MEMORY = 2**30  # bytes of the test set as float32, at most
@@ -30,8 +32,8 @@ def simple_classifiers(
 ) -> dict[str, float | None]:
     """Accuracy in percent of each classifier; None where the labelled images are of one class, which only 1nn takes.
 
-    images: uint8 (n, C, H, W); labels: int64 (n,); test_images, test_labels: likewise; check: called between them, may
-    raise.
+    images: uint8 (n, C, H, W), or features; labels: int64 (n,); test_images, test_labels: likewise; check: called
+    between them, may raise.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -43,7 +45,7 @@ def simple_classifiers(
         LOGISTIC: LogisticRegression(C=1.0, max_iter=1000),
         SVM: SVC(C=10.0, gamma="scale"),
     }
-    x, test_x = (flat.reshape(len(flat), -1).astype(np.float32) / 255 for flat in (images, test_images))
+    x, test_x = (flat.reshape(len(flat), -1).astype(np.float32) / scale_of(flat) for flat in (images, test_images))
     found: dict[str, float | None] = {}
     for name, model in models.items():
         if name != NEAREST and len(np.unique(labels)) < 2:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,11 +43,13 @@ class Inputs:
     For segmentation labels are maps, uint8 (B, h, w), moved with their images; pixels without a label are 255.
 
     weight: the part of the global batch that these are: a loss that is a mean over them is multiplied by it.
+    strong: the same images augmented strongly, where the objective asks for it.
     """
 
     images: Tensor
     labels: Tensor
     weight: float = 1.0
+    strong: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -224,7 +226,8 @@ class Trainer:
         with checkpoint.Writer() as writer, batches as stream:
             for t, loaded in zip(range(start, steps), stream, strict=True):
                 self.device.seed(torch_seed(*self.key, phase, t, *own))
-                losses = objective.step(self._inputs(phase, parts, loaded, t), t / steps)
+                inputs = self._inputs(phase, parts, loaded, t, getattr(objective, "strong", ()))
+                losses = objective.step(inputs, t / steps)
                 if history.add(t, world.sum_losses(losses)) and world.main:
                     memory = peak_device_mib(self.device.torch)
                     self.progress.window(t + 1, history.last, history.diverged, parts.images, memory)
@@ -242,7 +245,10 @@ class Trainer:
         if history.diverged:
             self.history[phase]["diverged"] = history.diverged
 
-    def _inputs(self, phase: str, parts: Parts, batch: Batch, t: int) -> dict[str, Inputs]:
+    def _inputs(
+        self, phase: str, parts: Parts, batch: Batch, t: int, strong: Collection[str] = ()
+    ) -> dict[str, Inputs]:
+        """By part; strong: the names of those whose images are wanted strongly augmented too."""
         inputs = {}
         for name, (where, share, size) in parts.places.items():
             key = (*self.key, phase, name, t)
@@ -250,7 +256,8 @@ class Trainer:
             labels = batch.labels[where]
             if labels.ndim == 3:
                 labels = self.augmentation.train_maps(labels, key, size, share.start)
-            inputs[name] = Inputs(images, labels, len(images) / size)
+            strongly = self.augmentation.strong(batch.images[where], key, size, share.start) if name in strong else None
+            inputs[name] = Inputs(images, labels, len(images) / size, strongly)
         return inputs
 
     def _save(self, writer: checkpoint.Writer, phase: str, objective: Objective, history: History, step: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mal.config.schema import Chain
+from mal.config.sizes import images_of_step
 from mal.models.backbones import build_backbone
 from mal.process.memory import resident_mib
 
@@ -57,7 +58,7 @@ def footprint(config: Chain, cuda: bool) -> Footprint:
     backbone = build_backbone(config.backbone, config.dataset.channels)
     size = config.dataset.crop or config.dataset.size
     minimax = config.task.init.startswith("from_f") or config.method["acquisition"] == "mal"
-    batch = max(config.task.batch, config.minimax.batch if minimax else 0)
+    batch = max(config.task.batch * images_of_step(config), config.minimax.batch if minimax else 0)
     weights = 4 * sum(parameter.numel() for parameter in backbone.parameters())
     task, game = 2 + MOMENTS[config.task.optimizer], 2 + MOMENTS["adam"]
     # While M is trained, F waits with its last gradients for its turn to score.
@@ -91,4 +92,4 @@ def kept_bytes(network: nn.Module, channels: int, size: int) -> tuple[int, int]:
         features = network(torch.zeros(2, channels, size, size))
     del features
     sizes = [tensor.untyped_storage().nbytes() // 2 for tensor in kept.values()]
-    return sum(sizes), max(sizes)
+    return sum(sizes), max(sizes, default=0)  # 0: all of it is frozen

@@ -96,7 +96,7 @@ def test_the_pool_leaves_the_network_as_it_was(tmp_path):
 @pytest.mark.parametrize(("name", "share"), [("bald", 0.5), ("entropy", 0.0)])
 def test_the_task_model_is_trained_with_the_methods_dropout(tmp_path, name, share):
     at = setting(tmp_path, name)
-    model = train_task_model(at.config, at._trainer, at.labelled, 1347, None, None)
+    model = train_task_model(at.config, at._trainer, at.labelled, at.unlabelled, None, None)
     assert model.dropout.p == share
     assert list(model.head.state_dict()) == ["weight", "bias"]
     assert not list(model.dropout.parameters())

@@ -6,6 +6,7 @@ from mal.data.sources import cifar100 as cifar100
 from mal.data.sources import digits as digits
 from mal.data.sources import downsampled_imagenet as downsampled_imagenet
 from mal.data.sources import fashion_mnist as fashion_mnist
+from mal.data.sources import features as features
 from mal.data.sources import folder as folder
 from mal.data.sources import imagenet as imagenet
 from mal.data.sources import inaturalist2018 as inaturalist2018

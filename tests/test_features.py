@@ -1,0 +1,146 @@
+"""Frozen features: made once, in shards, whoever makes them; heads on them by every method; bad sets refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from mal import features as extraction
+from mal.chain import run_chain
+from mal.config.checks import choices
+from mal.models.backbones import build_backbone
+from mal.process.interrupt import Interrupt, Interrupted
+from sweeps.launch import main
+from tests.chains import StopsAt, chain_config, write_chain
+
+ENCODER = ["dataset=digits", "backbone=small_cnn", "backbone.width=4", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The features of digits by a small encoder, and in `weights` what that is made of."""
+    folder = tmp_path_factory.mktemp("features")
+    torch.manual_seed(5)
+    network = build_backbone({"name": "small_cnn", "width": 4}, 1)
+    safetensors.torch.save_file(network.state_dict(), folder / "weights.safetensors")
+    assert extraction.main(command(folder)) == 0
+    return folder
+
+
+def command(folder: Path, out: str = "set") -> list[str]:
+    return [*ENCODER, f"backbone.weights={folder}/weights.safetensors", f"data={folder}", f"out={folder / out}"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".npy", ".json")}
+
+
+def test_they_are_the_encoders_of_every_image_in_order(made: Path) -> None:
+    plan = extraction.plan(command(made))
+    encoder = build_backbone(plan.config.backbone, 1).eval()
+    pixels = torch.from_numpy(plan.dataset.train.images.copy()).float() / 255
+    normal = (pixels - pixels.mean()) / pixels.std(correction=0)
+    with torch.no_grad():
+        expected = encoder(normal).numpy()
+    found = np.load(made / "set" / "train.npy")
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+    np.testing.assert_array_equal(np.load(made / "set" / "train_labels.npy"), plan.dataset.train.labels)
+
+
+def test_stopped_anywhere_it_goes_on_to_the_same_set(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extraction, "ROWS", 200)
+    plan = extraction.plan(command(made, "again"))
+    looked = Interrupt()
+    for looks in (1, 4, 7):
+        with pytest.raises(Interrupted):
+            extraction.extract(plan, StopsAt(looks))
+    assert list(plan.folder.glob(".shards/*/*.npy"))
+    extraction.extract(plan, looked)
+    assert files(made / "again") == files(made / "set")
+    assert not (plan.folder / ".shards").exists()
+
+
+def test_another_encoder_does_not_write_over_them(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert extraction.main([*command(made), "dtype=float32"]) == 2
+    assert "choose another folder by out=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["mal", "vaal", "coreset", "bald", "badge", "typiclust", "probcover", "ensemble"])
+def test_every_kind_of_method_trains_heads_on_them(method: str, made: Path, tmp_path: Path) -> None:
+    assert method in choices("method")
+    config = chain_config(
+        "backbone=mlp", "backbone.width=16", f"features={made / 'set'}", f"data={tmp_path}", method=method
+    )
+    chain = write_chain(tmp_path, config)
+    run_chain(chain, 2, Interrupt())
+    metrics = json.loads((chain / "round-1" / "metrics.json").read_text())
+    assert metrics["labeled"] == 40
+    assert len(np.load(chain / "round-0" / "query.npy")) == 20
+
+
+def test_one_cannot_tell_where_it_was_interrupted(made: Path, tmp_path: Path) -> None:
+    config = chain_config("backbone=mlp", "backbone.width=16", f"features={made / 'set'}", f"data={tmp_path}")
+    whole, broken = write_chain(tmp_path / "a", config), write_chain(tmp_path / "b", config)
+    run_chain(whole, 1, Interrupt())
+    for looks in (6, 9):
+        with pytest.raises(Interrupted):
+            run_chain(broken, 1, StopsAt(looks))
+    run_chain(broken, 1, Interrupt())
+    for name in ("query.npy", "history.json"):
+        assert (whole / "round-0" / name).read_bytes() == (broken / "round-0" / name).read_bytes()
+
+
+def test_a_launch_takes_them(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [f"features={made / 'set'}", "methods=[random]", "seeds=1", "rounds=2", "cluster=local", "floor=on"]
+    assert main(["dataset=digits", "task.epochs=1", *arguments, f"runs={tmp_path}", f"data={tmp_path}"]) == 0
+    chain = tmp_path / "digits" / "random" / "seed-0"
+    floor = json.loads((chain / "round-1" / "metrics.json").read_text())["floor"]
+    assert set(floor) == {"1nn", "logistic", "svm"}
+    assert max(floor.values()) > 15  # of a random encoder; 10 by chance
+    assert "encoder: small_cnn" in (chain / "config.yaml").read_text()
+
+
+BAD = {
+    "labels.npy": ("test_labels.npy", lambda path: path.unlink(), "test_labels.npy is missing"),
+    "images": ("train.npy", lambda path: np.save(path, np.zeros((9, 2), np.uint8)), "not float16 or float32 (N, d)"),
+    "fewer": ("train_labels.npy", lambda path: np.save(path, np.zeros(9, int)), "not integers (1347,)"),
+    "nan": ("test.npy", lambda path: np.save(path, np.full((450, 16), np.nan, np.float16)), "not finite"),
+    "cut": ("train.npy", lambda path: path.write_bytes(b"\x93NUMPY"), "not an .npy file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_set_is_refused_by_its_file(
+    name: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(made / "set", tmp_path / "set"))
+    file, spoil, said = BAD[name]
+    spoil(folder / file)
+    arguments = ["dataset=digits", f"features={folder}", "methods=[random]", "seeds=1", "cluster=local"]
+    assert main([*arguments, f"runs={tmp_path / 'runs'}"]) == 2
+    assert said in capsys.readouterr().err
+
+
+REFUSED = {
+    "features=nowhere": "features=nowhere is no folder",
+    "dataset=own_features": "give their folder, features=DIR",
+    "backbone=mlp": "takes a frozen encoder's features: give features=DIR",
+    "features={made} backbone=resnet18": "takes images, not features",
+    "features={made} loader=torch": "loader=torch is for images",
+    "features={made} dataset=fashion_mnist": "it is of other images",
+    "features={made} dataset=digit_scenes": "is for classification",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_what_does_not_go_together_is_refused(
+    arguments: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = arguments.format(made=made / "set").split()
+    assert main(["dataset=digits", "methods=[random]", "seeds=1", *typed, "cluster=local", f"runs={tmp_path}"]) == 2
+    assert REFUSED[arguments] in capsys.readouterr().err
