@@ -131,7 +131,7 @@ def read_wandb(folder: Path, chain: Path) -> Curves:
         record.ParseFromString(data)
         row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         for name, value in row.items():
-            if "/" in name and isinstance(value, float | int):
+            if "/" in name and not name.startswith("query/"):
                 step = row["labeled"] if name.startswith("round/") else row["_step"]
                 found.setdefault(name, []).append((step, value))
     return found
