@@ -5,24 +5,31 @@ Importing this module imports neither torch nor Pillow: the command line counts 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
+import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
+Found = TypeVar("Found", bound=Sized)
 # Pictures, among the formats that Pillow opens, that begin with a mark of their own: no other file passes for one.
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000", "QOI")
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000", "QOI", "HEIF")
 # Pictures that may be read elsewhere: said by name when they are left out.
-UNREADABLE = (".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw", ".tga", ".npy")
+OF_PLUGIN = (".heic", ".heif", ".hif")
+UNREADABLE = (".avif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw", ".tga", ".npy")
 # Folders that programs leave behind; those whose names begin with a dot besides.
 JUNK = ("@eaDir", "#recycle", "@Recycle", "__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN")
 PARTS = ("train", "training", "test", "testing", "val", "valid", "validation")
-THREADS = 16  # listing waits for the storage, not for the processor
+THREADS = 16  # that wait for a slow storage side by side
+SLOW_PER_S, SURE_SECONDS = 30_000, 0.2  # files listed; fewer, for so long, and the storage is slow
 NAMED = 10  # files that an error names, of however many
 OF_THE_FILES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -40,6 +47,11 @@ class Images:
     left_out: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, states: Iterable[tuple[str, int, int]]) -> Images:
+        """From name, size and time of each."""
+        return cls(*(list(column) for column in zip(*states, strict=True)))  # type: ignore[arg-type]
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -49,7 +61,8 @@ class Images:
 
     def sort(self) -> None:
         """Folder by folder, each sorted: the order of torchvision's ImageFolder, the same on every machine."""
-        order = sorted(range(len(self)), key=lambda at: self.names[at].split("/"))
+        flat = not any("/" in name for name in self.names)
+        order = sorted(range(len(self)), key=self.names.__getitem__ if flat else lambda at: self.names[at].split("/"))
         self.names = [self.names[at] for at in order]
         self.sizes = [self.sizes[at] for at in order]
         self.times = [self.times[at] for at in order]
@@ -72,13 +85,12 @@ def list_classes(root: Path, key: str) -> Tree:
     classes, found = [], Images()
     for entry in _entries(root, found):
         if _is_junk(entry.name):
-            found.left_out[_junk(entry)] += 1
+            found.left_out[_junk(entry.name, entry.is_dir(follow_symlinks=False))] += 1
         elif _is_folder(entry, found):
             classes.append(entry.name)
-        elif not _is_dangling(entry, found):
+        elif not _is_dangling(entry.path, found):
             found.left_out["files beside the classes' folders"] += 1
-    with ThreadPoolExecutor(THREADS) as pool:
-        each = list(pool.map(lambda name: _images(root / name, above), sorted(classes)))
+    each = _each(lambda name: _images(root / name, above), sorted(classes))
     listed = dict(zip(sorted(classes), each, strict=True))
     _refuse(key, [*found.wrong, *(wrong for images in each for wrong in images.wrong)])
     if not classes:
@@ -90,7 +102,7 @@ def list_classes(root: Path, key: str) -> Tree:
         left_out = say_left_out(sum((listed[name].left_out for name in empty), Counter()))
         raise ValueError(
             f"{key}: no image ({' '.join(sorted(extensions()))}) in {some(str(root / name) for name in empty)}"
-            f"{f'; there are {left_out}' if left_out else ''}."
+            f"{f'; there are {left_out}' if left_out else ''}. Remove what is no class."
         )
     return Tree(listed, sum((images.left_out for images in each), found.left_out))
 
@@ -102,13 +114,13 @@ def list_images(root: Path, key: str) -> Images:
     return images
 
 
-def file_states(root: Path, names: Iterable[str]) -> list[tuple[int, int]]:
-    """Size in bytes and time of change in ns of files below `root`, (-1, 0) where one is not there."""
+def file_states(root: Path, names: Sequence[str]) -> Images:
+    """The files of these names below `root`, in the order given; size -1 where one is not there."""
     split = [name.rpartition("/")[::2] for name in names]
     folders = sorted({folder for folder, _ in split})
-    with ThreadPoolExecutor(THREADS) as pool:
-        listed = dict(zip(folders, pool.map(lambda folder: _states(root / folder), folders), strict=True))
-    return [listed[folder].get(name, (-1, 0)) for folder, name in split]
+    listed = dict(zip(folders, _each(lambda folder: _states(root / folder), folders), strict=True))
+    states = [listed[folder].get(name, (-1, 0)) for folder, name in split]
+    return Images(list(names), [size for size, _ in states], [time for _, time in states])
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -120,7 +132,12 @@ def some(names: Iterable[str]) -> str:
     """The first few names and how many more there are."""
     names = list(names)
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return ", ".join(map(shown, names[:NAMED])) + more
+
+
+def shown(name: str) -> str:
+    """A name as it can be printed: a terminal would obey what is no text, and hide what is only space."""
+    return name if name.isprintable() and name.strip() == name != "" else repr(name)
 
 
 def say_left_out(counts: Counter[str]) -> str:
@@ -132,7 +149,7 @@ def say_difference(first: str, ours: Iterable[str], second: str, theirs: Iterabl
     """Which names are in one of two sets only, in which, and which of them look alike."""
     ours, theirs = set(ours), set(theirs)
     parts = [
-        f"{some(_shown(name) for name in sorted(only))} in {where} only"
+        f"{some(sorted(only))} in {where} only"
         for only, where in ((ours - theirs, first), (theirs - ours, second))
         if only
     ]
@@ -142,11 +159,11 @@ def say_difference(first: str, ours: Iterable[str], second: str, theirs: Iterabl
 
 
 def twins_of(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ in case or in how Unicode composes their letters, so that they look alike."""
+    """Pairs of names that differ in case, outer spaces or how Unicode composes their letters: they look alike."""
     seen: dict[str, str] = {}
     twins = []
     for name in sorted(names):
-        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold().strip(), name)
         if other != name:
             twins.append((other, name))
     return twins
@@ -157,12 +174,33 @@ def extensions() -> frozenset[str]:
     """What the names of the files that can be read here end in, in lower case, with the dot."""
     from PIL import Image
 
-    Image.init()
+    open_formats()
     return frozenset(end for end, name in Image.EXTENSION.items() if name in FORMATS and name in Image.OPEN)
 
 
-def _shown(name: str) -> str:
-    return name if name.isprintable() and name.strip() == name != "" else repr(name)
+def open_formats() -> None:
+    """Make Pillow know all its formats, and HEIF where the plugin for it is installed (pip install pillow-heif)."""
+    from PIL import Image
+
+    Image.init()
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+
+
+def _each(look: Callable[[str], Found], folders: Sequence[str]) -> list[Found]:
+    """What `look` finds in each folder; by threads where the storage is slow: else these wait for Python's lock."""
+    found: list[Found] = []
+    seen, began = 0, time.monotonic()
+    for folder in folders:
+        found.append(look(folder))
+        seen += 1 + len(found[-1])
+        spent = time.monotonic() - began
+        if spent > SURE_SECONDS and seen < SLOW_PER_S * spent:
+            break
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [*found, *pool.map(look, folders[len(found) :])]
 
 
 def _identity(root: Path, key: str) -> tuple[tuple[int, int], ...]:
@@ -199,8 +237,8 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name in JUNK
 
 
-def _junk(entry: os.DirEntry[str]) -> str:
-    return f"folders {entry.name}" if entry.is_dir(follow_symlinks=False) else "hidden files"
+def _junk(name: str, is_folder: bool) -> str:
+    return f"folders {name}" if is_folder else "hidden files"
 
 
 def _is_folder(entry: os.DirEntry[str], found: Images) -> bool:
@@ -211,12 +249,12 @@ def _is_folder(entry: os.DirEntry[str], found: Images) -> bool:
         return False
 
 
-def _is_dangling(entry: os.DirEntry[str], found: Images) -> bool:
-    """Whether an entry is a link to nothing, which is noted."""
-    if not entry.is_symlink() or Path(entry.path).exists():
+def _is_dangling(path: str, found: Images) -> bool:
+    """Whether a path is a link to nothing, which is noted."""
+    if not Path(path).is_symlink() or Path(path).exists():
         return False
-    if not (found.wrong and found.wrong[-1].startswith(f"{entry.path} ")):  # noted by another name already
-        found.wrong.append(f"{entry.path} is a link to {Path(entry.path).readlink()}, which is not there")
+    if not (found.wrong and found.wrong[-1].startswith(f"{path} ")):  # noted by another name already
+        found.wrong.append(f"{path} is a link to {Path(path).readlink()}, which is not there")
     return True
 
 
@@ -239,33 +277,73 @@ def _entries(folder: Path, found: Images) -> list[os.DirEntry[str]]:
 
 def _images(root: Path, above: tuple[tuple[int, int], ...]) -> Images:
     found = Images()
-    _walk(root, "", found, above)
+    _walk(str(root), "", found, above)
     found.sort()
     return found
 
 
-def _walk(folder: Path, below: str, found: Images, above: tuple[tuple[int, int], ...]) -> None:
+def _walk(folder: str, below: str, found: Images, above: tuple[tuple[int, int], ...]) -> None:
     """Add what is in a folder; above: device and inode of the folders around it."""
-    for entry in _entries(folder, found):
-        if _is_junk(entry.name):
-            found.left_out[_junk(entry)] += 1
-        elif _is_folder(entry, found):
-            state = entry.stat()
-            if (inner := (state.st_dev, state.st_ino)) in above:
-                found.wrong.append(f"{entry.path} is a link to a folder that it is in")
-            else:
-                _walk(Path(entry.path), f"{below}{entry.name}/", found, (*above, inner))
-        elif (end := _ending(entry.name)) not in extensions():
-            found.left_out[f"{end or 'without an ending'}{', a format not read here' * (end in UNREADABLE)}"] += 1
-        elif not _is_dangling(entry, found):
-            try:
-                state = entry.stat()
-            except OSError as error:
-                _note(found, entry.path, error)
-                continue
-            found.names.append(below + entry.name)
-            found.sizes.append(state.st_size)
-            found.times.append(state.st_mtime_ns)
+    others, known = [], extensions()
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        return _note(found, folder, error)
+    try:
+        # Of a million files almost all are plain ones: their states are asked for below the folder that is open.
+        with os.scandir(handle) as entries:
+            for entry in entries:
+                name = entry.name
+                if _is_junk(name) or not entry.is_file(follow_symlinks=False):
+                    others.append(name)
+                elif (end := _ending(name)) in known:
+                    state = entry.stat()
+                    found.names.append(below + name)
+                    found.sizes.append(state.st_size)
+                    found.times.append(state.st_mtime_ns)
+                else:
+                    found.left_out[_no_image(end)] += 1
+    except OSError as error:
+        return _note(found, folder, error)
+    finally:
+        os.close(handle)
+    for name in others:
+        _look_at(folder, name, below, found, above)
+    return None
+
+
+def _look_at(folder: str, name: str, below: str, found: Images, above: tuple[tuple[int, int], ...]) -> None:
+    """Add a folder, or what a link leads to; note what else is no plain file."""
+    path = f"{folder}/{name}"
+    if _is_junk(name):
+        found.left_out[_junk(name, Path(path).is_dir())] += 1
+        return
+    try:
+        state = Path(path).stat()
+    except OSError as error:
+        if not _is_dangling(path, found):
+            _note(found, path, error)
+        return
+    end = _ending(name)
+    if stat.S_ISDIR(state.st_mode):
+        if (inner := (state.st_dev, state.st_ino)) in above:
+            found.wrong.append(f"{path} is a link to a folder that it is in")
+        else:
+            _walk(path, f"{below}{name}/", found, (*above, inner))
+    elif not stat.S_ISREG(state.st_mode):
+        found.left_out["pipes, sockets or devices"] += 1
+    elif end in extensions():
+        found.names.append(below + name)
+        found.sizes.append(state.st_size)
+        found.times.append(state.st_mtime_ns)
+    else:
+        found.left_out[_no_image(end)] += 1
+
+
+def _no_image(end: str) -> str:
+    if end in OF_PLUGIN:
+        return f"{end}, not read here without pip install pillow-heif"
+    return f"{end or 'without an ending'}{', a format not read here' * (end in UNREADABLE)}"
 
 
 def _states(folder: Path) -> dict[str, tuple[int, int]]:

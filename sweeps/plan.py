@@ -22,6 +22,7 @@ from mal.config.compose import Sweep
 from mal.config.frozen import amended, differences, load_chain, save_chain
 from mal.config.people import FILES
 from mal.config.schema import Chain, Dataset
+from mal.config.sizes import MOST_DECODED, image_bytes
 from mal.files import write_atomic
 from mal.labels.asking import awaited
 from mal.run import folder as run_folder
@@ -202,10 +203,10 @@ def check_data(
 ) -> None:
     """Read the datasets of the chains that will run, as their jobs will, so that a missing or cut file shows now.
 
-    The mean and deviation of the pixels of image files are computed here, once per pool, and kept for all jobs. host,
-    gpu: bytes of memory that the images of a chain may take with loader=memory. dry_run: what would be refused is said
-    and not raised, so that a plan can be looked at where the data are not, and nothing is computed. copy: a prepared
-    copy that is to be made first: what it is made of is read instead, and the copy will have the mean and deviation.
+    The mean and deviation of the pixels are computed here for few image files, once per pool, and kept for all jobs.
+    host, gpu: bytes of memory that the images of a chain may take with loader=memory. dry_run: what would be refused
+    is said and not raised, so that a plan can be looked at where the data are not, and nothing is computed. copy: a
+    prepared copy that is to be made first: what it is made of is read instead, and it will have mean and deviation.
     """
     try:
         _check_data(plans, host, gpu, dry_run, copy)
@@ -227,8 +228,8 @@ def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool, 
         config = plan.config
         loader = "torch" if copy and config.loader == "ffcv" else config.loader
         asked = f"{config.dataset} {loader}"
+        place = Path(config.data)
         if (found := surveys.get(asked)) is None:
-            place = Path(config.data)
             cheap = partial(_check_size, config, host, gpu)
             found = survey(config.dataset, place, loader, plan.check, config.initial, not dry_run, cheap)
             surveys[asked] = found
@@ -252,7 +253,8 @@ def _check_data(plans: list[ChainPlan], host: float, gpu: float, dry_run: bool, 
                 f"rounds={config.rounds} with initial={config.initial} and budget={config.budget} needs {needed} "
                 f"labels, but the pool of {config.dataset.name}, seed {config.seed}, has {pool}: lower one of them."
             )
-        if isinstance(dataset.train, Files) and not dry_run and copy is None and os.access(dataset.data, os.W_OK):
+        small = image_bytes(config.dataset) <= MOST_DECODED  # else the first job does it
+        if isinstance(dataset.train, Files) and small and not dry_run and copy is None and os.access(place, os.W_OK):
             pixel_statistics(dataset, _said(f"{config.dataset.name}: mean of the pixels"))
 
 

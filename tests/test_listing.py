@@ -1,14 +1,21 @@
 """Folders of images as people have them: other programs' files, links, permissions, names that look alike."""
 
+import contextlib
 import os
 import shutil
+import socket
+import threading
 import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 
+from mal import listing
 from mal.config.lists import read_class_list, read_lists
+from mal.data.decode import Reading, decode_image
+from mal.data.image_set import Store
 from mal.listing import (
     extensions,
     file_states,
@@ -16,9 +23,11 @@ from mal.listing import (
     list_images,
     say_difference,
     say_left_out,
+    some,
     twins_of,
 )
 from tests.made_up_data import jpeg, picture, put, write_folders
+from tests.odd_images import photo, saved
 
 IMAGE = jpeg(picture(0, 40, 36))
 
@@ -59,7 +68,57 @@ def test_pictures_that_cannot_be_read_here_are_counted_and_said(train: Path) -> 
     for number in range(3):
         put(train / "ant" / f"{number}.heic", IMAGE)
     put(train / "bee" / "notes.txt", b"")
-    assert say_left_out(list_classes(train, "key").left_out) == "3 .heic, a format not read here, 2 .txt"
+    assert (
+        say_left_out(list_classes(train, "key").left_out)
+        == "3 .heic, not read here without pip install pillow-heif, 2 .txt"
+    )
+
+
+def test_heic_is_read_where_its_plugin_is_installed() -> None:
+    pytest.importorskip("pillow_heif")
+    assert ".heic" in extensions()
+    content = saved(photo(), "HEIF", quality=95)
+    how = Reading(32, "square")
+    far = decode_image(content, how).astype(int) - decode_image(saved(photo(), "PNG"), how)
+    assert np.abs(far).mean() < 3
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: socket.socket(socket.AF_UNIX).bind(str(path))])
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_no_file_is_left_out_and_said(train: Path, make: Callable[[Path], None], linked: bool) -> None:
+    before = counts(train)
+    if linked:
+        make(train.parent / "x")
+        (train / "ant" / "x.jpg").symlink_to(train.parent / "x")
+    else:
+        make(train / "ant" / "x.jpg")
+    assert counts(train) == before
+    assert "1 pipes, sockets or devices" in say_left_out(list_classes(train, "key").left_out)
+
+
+@pytest.mark.parametrize(
+    "name", [b"a\nb.jpg", b"-rf.jpg", "\U0001f41c.jpg".encode(), b"x" * 251 + b".jpg", b"\xff\xfe.jpg"]
+)
+def test_a_name_is_a_name_and_is_shown_as_text(train: Path, name: bytes) -> None:
+    path = Path(os.fsdecode(os.fsencode(train / "ant") + b"/" + name))
+    path.write_bytes(IMAGE)
+    images = list_classes(train, "key").classes["ant"]
+    assert os.fsdecode(name) in images.names
+    store = Store.of(train / "ant", images)
+    index = images.names.index(os.fsdecode(name))
+    assert store.content(index) == IMAGE
+    assert store.path(index).isprintable()
+    assert some([path.name]).isprintable()
+
+
+def test_folders_of_a_slow_storage_are_listed_side_by_side(train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mal.listing.SURE_SECONDS", 0)
+    monkeypatch.setattr("mal.listing.SLOW_PER_S", 1e9)
+    seen = set()
+    walk = listing._walk
+    monkeypatch.setattr(listing, "_walk", lambda *args: (seen.add(threading.current_thread().name), walk(*args)))
+    assert counts(train) == {"ant": 10, "bee": 10, "wasp": 10}
+    assert any("ThreadPool" in name for name in seen)
 
 
 def test_every_link_to_nothing_and_loop_is_named(train: Path) -> None:
@@ -85,17 +144,34 @@ def test_links_that_lead_somewhere_are_followed(train: Path) -> None:
     assert counts(train) == {"ant": 11, "bee": 10, "wasp": 10}
 
 
-def test_an_unreadable_folder_is_named(train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scan = os.scandir
+@contextlib.contextmanager
+def unprivileged(folder: Path) -> Iterator[None]:
+    """As a user whom permissions stop."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for parent in (folder, *folder.parents[:3]):
+        parent.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
-    def refusing(path: Path) -> Any:  # permissions do not stop root
-        if str(path).endswith("bee"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
 
-    monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(ValueError, match=rf"{train}/bee cannot be read \(Permission denied\)"):
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_an_unreadable_folder_is_named(train: Path, mode: int) -> None:
+    (train / "bee").chmod(mode)
+    with unprivileged(train), pytest.raises(ValueError, match=rf"{train}/bee.* cannot be read \(Permission denied\)"):
         list_classes(train, "key")
+    (train / "bee").chmod(0o755)
+
+
+def test_an_unreadable_file_is_named(train: Path) -> None:
+    (train / "bee" / "1.jpg").chmod(0)
+    images = list_classes(train, "key").classes["bee"]
+    with unprivileged(train), pytest.raises(ValueError, match=r"bee/1\.jpg cannot be read \(Permission denied\)"):
+        Store.of(train / "bee", images).content(images.names.index("1.jpg"))
 
 
 def test_a_failing_storage_is_no_fault_of_the_files(train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +206,11 @@ def test_names_that_look_alike_are_told() -> None:
 
 
 def test_states_of_files_come_with_their_folders(train: Path) -> None:
-    (size, time), absent = file_states(train, ["ant/1.jpg", "ant/no.jpg"])
+    found, absent = file_states(train, ["ant/1.jpg", "ant/no.jpg"]).states()
     state = (train / "ant" / "1.jpg").stat()
-    assert (size, time) == (state.st_size, state.st_mtime_ns)
-    assert absent == (-1, 0)
+    _, size, time = found
+    assert found == ("ant/1.jpg", state.st_size, state.st_mtime_ns)
+    assert absent == ("ant/no.jpg", -1, 0)
     images = list_images(train / "ant", "key")
     assert ("1.jpg", size, time) in list(images.states())
 
@@ -147,9 +224,15 @@ def lists(folder: Path, train: str, test: str) -> tuple[Path, Path]:
     return folder / "train.txt", folder / "test.txt"
 
 
+ROOTS = (Path("/photos"), Path("/photos"))
+
+
 @pytest.mark.parametrize(
     ("train", "test"),
     [
+        ("b/2.jpg;1\na/1.jpg;0", "a/3.jpg;0"),
+        ('"path","label"\r\n"b/2.jpg","1"\r\n"a/1.jpg","0"', '"a/3.jpg","0"'),
+        ("/photos/b/2.jpg,1\n/photos/a/1.jpg,0", "/photos/a/3.jpg,0"),
         ("b/2.jpg 1\na/1.jpg 0\n", "a/3.jpg 0\n"),
         ("b/2.jpg,1\r\n./a/1.jpg,0\r\n\r\n", "a/3.jpg,0"),
         ("\ufeffpath,label\nb/2.jpg,1\na/1.jpg,0", "path,label\na/3.jpg,0"),
@@ -157,14 +240,14 @@ def lists(folder: Path, train: str, test: str) -> tuple[Path, Path]:
     ],
 )
 def test_lists_of_paths_and_labels_are_read(tmp_path: Path, train: str, test: str) -> None:
-    found, names = read_lists(*lists(tmp_path, train, test))
+    found, names = read_lists(*lists(tmp_path, train, test), ROOTS)
     assert found == ({"a/1.jpg": 0, "b/2.jpg": 1}, {"a/3.jpg": 0})
     assert list(found[0]) == ["a/1.jpg", "b/2.jpg"]
     assert names == ["0", "1"]
 
 
 def test_names_of_classes_are_numbered_in_order(tmp_path: Path) -> None:
-    found, names = read_lists(*lists(tmp_path, "1.jpg wasp\n2 and more.jpg ant", "3.jpg wasp"))
+    found, names = read_lists(*lists(tmp_path, "1.jpg wasp\n2 and more.jpg ant", "3.jpg wasp"), ROOTS)
     assert (found, names) == (({"1.jpg": 1, "2 and more.jpg": 0}, {"3.jpg": 1}), ["ant", "wasp"])
 
 
@@ -174,13 +257,21 @@ def test_names_of_classes_are_numbered_in_order(tmp_path: Path) -> None:
         ("a.jpg 0\nb.jpg", r"train\.txt, line 2: 'b\.jpg' is not `path label`"),
         ("a.jpg 0\na.jpg 1", "a.jpg is there before, with the label 0"),
         ("a.jpg 0\n../b.jpg 1", "line 2"),
-        ("a.jpg 0\nb.jpg 2", "has no image of the classes 1"),
+        ("a.jpg 0\nb.jpg 2", "has no image of the classes 1: labels are to be numbers from 0"),
+        ("a.jpg 1\nb.jpg 2", "has no image of the classes 0: labels are to be numbers from 0"),
+        ("a.jpg 0\nb.jpg 99999999999", "99999999999 is no label"),
+        ("a.jpg 0\nb.jpg -1", "not both: -1"),
+        ("a.jpg 0\nb.jpg 1.0", r"not both: 1\.0"),
+        ("a.jpg,0,x\nb.jpg,1,y", "not both: x, y"),
+        ("a.jpg 0\n/elsewhere/b.jpg 1", "line 2: .*, with a path below /photos"),
+        ("0 a/1.jpg\n1 b/2.jpg", "line 2"),
+        (f"a.jpg 0\n{'x' * 200_000},1", "line 2"),
         ("", r"train\.txt lists no image"),
     ],
 )
 def test_a_wrong_list_is_named_with_its_line(tmp_path: Path, train: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        read_lists(*lists(tmp_path, train, "c.jpg 0"))
+        read_lists(*lists(tmp_path, train, "c.jpg 0"), ROOTS)
 
 
 def test_a_list_of_classes_names_each_once(tmp_path: Path) -> None:

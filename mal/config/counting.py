@@ -11,7 +11,7 @@ from typing import Any
 
 from mal.config.lists import labels_in, names_of, read_class_list, read_list, read_lists, test_part
 from mal.config.people import FILES
-from mal.config.shards import find_shards, list_shards
+from mal.config.shards import count_classes, find_shards, list_shards
 from mal.listing import list_classes, list_images
 
 Section = dict[str, Any]
@@ -32,7 +32,8 @@ def _count_folders(section: Section) -> Section:
         return _count_unlabelled(section)
     if section.get("train_list") or section.get("test_list"):
         _require(section, "train_list", "test_list", "each with a line `path label` for an image")
-        lists, names = read_lists(Path(section["train_list"]), Path(section["test_list"]))
+        roots = Path(section["train_images"]), Path(section["test_images"])
+        lists, names = read_lists(Path(section["train_list"]), Path(section["test_list"]), roots)
         return _filled(section, classes=len(names), train=len(lists[0]), test=len(lists[1]))
     trees = [list_classes(Path(section[key]), f"dataset.{key}") for key in ("train_images", "test_images")]
     counts = [sum(len(images) for images in tree.classes.values()) for tree in trees]
@@ -58,7 +59,8 @@ def _count_shards(section: Section) -> Section:
     if all(section.get(key) is not None for key in ("classes", "train", "test")):
         return section
     train, test = (list_shards(find_shards(section[key], f"dataset.{key}")) for key in ("train_shards", "test_shards"))
-    return _filled(section, classes=max(train.labels) + 1, train=len(train), test=len(test))
+    classes = count_classes(train.labels, section["train_shards"])
+    return _filled(section, classes=classes, train=len(train), test=len(test))
 
 
 def _count_masks(section: Section) -> Section:

@@ -8,10 +8,14 @@ from __future__ import annotations
 import glob
 import re
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from mal.listing import extensions, some
+
+MOST_DIGITS = 6  # of a class's number
 
 
 @dataclass
@@ -44,6 +48,8 @@ def find_shards(pattern: str, key: str) -> list[Path]:
         found = sorted(Path(path) for path in glob.glob(pattern))  # noqa: PTH207  the pattern may be absolute
     if not found:
         raise ValueError(f"{key}={pattern} names no file: give e.g. {key}=DIR/train-*.tar.")
+    if strange := [str(path) for path in found if not path.is_file()]:
+        raise ValueError(f"{key}={pattern}: {some(strange)} {'is no file' if len(strange) == 1 else 'are no files'}.")
     if len({path.parent for path in found}) > 1:
         raise ValueError(f"{key}={pattern} names files in several folders: put the shards into one.")
     return found
@@ -58,7 +64,8 @@ def list_shards(shards: list[Path]) -> Samples:
                 images, classes = _members(archive)
                 refuse_bad_end(archive)
         except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
-            raise ValueError(f"{path} is not a shard of WebDataset ({str(error)[:200]}).") from None
+            packed = ": it is packed, unpack it" if _is_packed(path) else ""
+            raise ValueError(f"{path} is not a shard of WebDataset ({str(error)[:200]}){packed}.") from None
         size, time = path.stat().st_size, path.stat().st_mtime_ns
         for name in sorted(images):
             member = images[name]
@@ -72,6 +79,22 @@ def list_shards(shards: list[Path]) -> Samples:
     if not samples:
         raise ValueError(f"{shards[0].parent}: the shards have no KEY.jpg with its KEY.cls in them.")
     return samples
+
+
+def count_classes(labels: Sequence[int], where: Path | str) -> int:
+    """How many classes training labels have; ValueError where one has no image. where: of the images, in words."""
+    count = max(labels) + 1
+    found = set(labels)
+    if count > len(labels) or len(found) < count:
+        absent = (str(label) for label in range(min(count, max(found) + 1)) if label not in found)
+        raise ValueError(
+            f"{where}: the classes {some(islice(absent, 20))} have no image: classes are numbers from 0 without a gap."
+        )
+    return count
+
+
+def _is_packed(path: Path) -> bool:
+    return path.is_file() and path.open("rb").read(2) == b"\x1f\x8b"
 
 
 def refuse_bad_end(archive: tarfile.TarFile) -> None:
@@ -96,11 +119,13 @@ def _members(archive: tarfile.TarFile) -> tuple[dict[str, tarfile.TarInfo], dict
             if key in images:
                 raise ValueError(f"the key {key} has two images")
             images[key] = member
-        elif end == "cls":
+        elif end.lower() == "cls":
             content = archive.extractfile(member)
             text = content.read(100).strip() if content is not None else b""
-            if not text.isdigit():
+            if not text.isdigit() or len(text) > MOST_DIGITS:
                 raise ValueError(f"{member.name} holds {text[:20]!r}, not the number of a class")
+            if key in classes:
+                raise ValueError(f"the key {key} has two .cls")
             classes[key] = int(text)
     if alone := sorted(images.keys() ^ classes.keys()):
         raise ValueError(f"these keys have no image or no .cls: {some(alone)}")

@@ -7,7 +7,6 @@ in its frozen configuration, whatever the loader.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from mal.data.check import Checked, check_remembered
 from mal.data.dataset import leave_out, read_source
 from mal.data.ffcv.prepared import open_prepared
 from mal.data.image_set import Files, MapFiles, Prepared, Split
-from mal.listing import some, twins_of
+from mal.listing import shown, some, twins_of
 
 LISTED = 1000  # bad files that an error lists
 MOST_LEFT_OUT = 10_000
@@ -185,22 +184,23 @@ def _class_counts(spec: Spec, split: Split) -> np.ndarray | None:
 
 
 def _folders(split: Split) -> set[str]:
-    """Folders that images lie in directly below the root: of a tree, its classes."""
-    if not isinstance(split, Files):
+    """Folders that an image of each class lies in, directly below the root: of a tree, its classes."""
+    if not isinstance(split, Files) or isinstance(split.labels, MapFiles):
         return set()
-    names = np.unique(np.array([bytes(name).partition(b"/")[0] for name in split.store.names if b"/" in bytes(name)]))
-    return {os.fsdecode(bytes(name)) for name in names}
+    _, one_each = np.unique(split.labels, return_index=True)
+    names = [split.store.name(int(index)).partition("/") for index in one_each]
+    return {folder for folder, slash, _ in names if slash}
 
 
 def _class_name(spec: Spec, split: Split, label: int) -> str:
     if spec.class_names is not None and label < len(spec.class_names):
         return spec.class_names[label]
-    if isinstance(split, Files) and not isinstance(split.labels, MapFiles):
+    if isinstance(split, Files) and not isinstance(split.labels, MapFiles) and not split.store.in_shards:
         members = np.flatnonzero(np.equal(split.labels, label))
         names = [split.store.name(int(index)) for index in (*members[:1], *members[-1:])]
         folders = {name.rpartition("/")[0].partition("/")[0] for name in names}
         if len(folders) == 1 and "" not in folders:
-            return folders.pop()
+            return shown(folders.pop())
     return str(label)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from mal.data.cache import keep, recall, recall_any
 from mal.data.decode import jpeg_sides, read_head, whole_map
-from mal.data.ffcv.worker_pool import spread
+from mal.data.ffcv.worker_pool import WorkersDied, spread
 from mal.data.image_set import Files, MapFiles, Store
 
 HEAD = 4096  # bytes that tell what most images are
@@ -55,8 +55,10 @@ def check_remembered(
     for kind in dict.fromkeys(("full", level)):
         if (known := recall(data, f"{name}-{kind}", state)) is not None:
             return Checked({}, known["heads"], known["present"], int(known["turned"]))
-    keys, heads, chosen = _keys_of(split), np.zeros(len(split), np.uint64), np.arange(len(split))
     before = recall_any(data, f"{name}-{level}")
+    if not remember and before is None and len(split) > MANY:
+        return None
+    keys, heads, chosen = _keys_of(split), np.zeros(len(split), np.uint64), np.arange(len(split))
     if before is not None and len(before["keys"]) and not isinstance(split.labels, MapFiles):  # palettes are compared
         order = np.argsort(before["keys"])
         at = np.minimum(np.searchsorted(before["keys"], keys, sorter=order), len(order) - 1)
@@ -80,7 +82,12 @@ def check_files(split: Files, chosen: np.ndarray, level: str, said: Report = lam
         wrong = {at: what for at in range(len(chosen)) if (what := look.one(at)) is not None}
         closed = [look.close()]
     else:
-        wrong, closed = spread(look, len(chosen), len(os.sched_getaffinity(0)), said)
+        try:
+            wrong, closed = spread(look, len(chosen), len(os.sched_getaffinity(0)), said)
+        except WorkersDied as error:
+            raise ValueError(
+                f"{split.store.root} could not be looked at: {error} (check=none does not look)."
+            ) from None
     bad = {int(chosen[at]): what for at, what in wrong.items()}
     if isinstance(split.labels, MapFiles):
         bad |= _renumbered(split.labels, {k: v for palettes, _ in closed for k, v in palettes.items()})

@@ -10,7 +10,16 @@ import numpy as np
 
 from mal.config.people import FILES
 from mal.config.schema import Dataset as Spec
-from mal.data.ffcv.prepared import open_part, open_prepared, prepared_folder, read_manifest
+from mal.data.decode import PIXELS
+from mal.data.ffcv.prepared import (
+    MODES,
+    hash_file,
+    open_part,
+    open_prepared,
+    pixels_of,
+    prepared_folder,
+    read_manifest,
+)
 from mal.data.image_set import UNKNOWN, Files, Labels, Prepared, Readable, Split, hash_arrays
 from mal.data.sources.registry import SOURCES, stratified
 from mal.rng import generator
@@ -70,6 +79,31 @@ def same_pool(dataset: Dataset) -> frozenset[str]:
         return frozenset()
     copy = open_part(folder, manifest, "train")
     return frozenset(hash_arrays((dataset.pool, *each.identity())) for each in (source, copy))
+
+
+def prepared_twin(dataset: Dataset) -> Prepared | None:
+    """The training part of a prepared copy of the very files that a dataset reads, with its sums of pixels whole.
+
+    None where there is none. How the copy stores images does not matter: the sums are those of the source.
+    """
+    if isinstance(dataset.train, Prepared):
+        return dataset.train
+    source = ""
+    for mode in MODES:
+        folder = prepared_folder(dataset.spec, dataset.data, mode)
+        try:
+            manifest = read_manifest(folder)
+        except ValueError:
+            continue  # damaged: of use to nobody
+        if manifest is None or pixels_of(manifest) != PIXELS:
+            continue
+        source = source or hash_arrays(dataset.train.identity())
+        copy = open_part(folder, manifest, "train")
+        kept = copy.entry["files"].get(copy.moments_file.name, {}).get("hash")
+        whole = copy.moments_file.is_file() and hash_file(copy.moments_file) == kept
+        if copy.entry["source"] == source and whole:
+            return copy
+    return None
 
 
 def read_source(spec: Spec, data: Path) -> tuple[Readable, Readable]:

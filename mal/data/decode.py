@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mal.listing import FORMATS
+from mal.listing import FORMATS, open_formats
 
+PIXELS = 2  # which rules make pixels of a file: to be raised when they change for any file
 MAX_PIXELS = 178_956_970  # of one file; Pillow's own limit
 LONG = 64  # sides beyond this ratio are cropped before they are resized, which else takes gigabytes
 ORIENTATION = 0x0112  # of EXIF: 1 to 8, 1 as stored
+BITS, PHOTOMETRIC, SAMPLES = 258, 262, 339  # TIFF's tags
 DEEP = ("I", "F")  # modes of more than 8 bits a channel
 
 # What Pillow raises for files that are cut, damaged or malicious; one that says no more of itself is OSError.
@@ -132,7 +134,7 @@ def jpeg_sides(head: bytes) -> tuple[int, int] | None:
 def _module() -> Any:
     from PIL import Image
 
-    Image.init()
+    open_formats()
     Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, and says its key
     # Of tags and palettes that do not decide the pixels; what does decide them raises.
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
@@ -217,7 +219,7 @@ def _eight_bits(image: Any) -> Any:
     """The image with 8 bits a channel."""
     if not image.mode.startswith(DEEP):
         return image
-    values = np.asarray(image)
+    values = _values(image)
     low, high = values.min(), values.max()
     if image.mode == "F":
         if not (low >= 0 and high <= 255):
@@ -230,6 +232,18 @@ def _eight_bits(image: Any) -> Any:
     if high > 0 and not scaled.any():
         raise ValueError(f"its values reach {high:g} only, so it would be black: save it with 8 bits")
     return _module().fromarray(scaled.astype(np.uint8))
+
+
+def _values(image: Any) -> np.ndarray:
+    """The numbers of an image of more than 8 bits, where Pillow gives a TIFF's otherwise than it means them."""
+    values = np.asarray(image)
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if image.mode == "I" and tags.get(BITS) == (32,) and tags.get(SAMPLES, (1,)) == (1,):
+        unsigned = values.view(np.uint32)
+        values = values if unsigned.max() < 2**16 else (unsigned >> 1).astype(np.int32)
+    if image.mode.startswith("I;16") and tags.get(PHOTOMETRIC) == 0:
+        return np.subtract(2**16 - 1, values, dtype=np.int32)  # 0 is white
+    return values
 
 
 def _stretch(image: Any, size: int) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mal.data.decode import MAX_PIXELS, Reading, decode_image, decode_map
-from mal.listing import OF_THE_FILES
+from mal.listing import OF_THE_FILES, Images, shown
 
 Decoded = TypeVar("Decoded")
 UNKNOWN = -1  # the class of an image that nobody has labelled
@@ -69,14 +69,19 @@ class Store:
     times: np.ndarray | None = None
 
     @classmethod
-    def of(cls, root: Path, images: Iterable[tuple[str, int, int]]) -> Store:
-        """From names, sizes and times, in the order given."""
-        names, sizes, times = zip(*images, strict=True)
-        encoded = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
-        return cls(root, encoded, np.array(sizes, np.int64), None, np.array(times, np.int64))
+    def of(cls, root: Path, images: Images) -> Store:
+        """Of images below a folder, in the order given."""
+        encoded = os.fsencode("\0".join(images.names)).split(b"\0") if len(images) else []
+        sizes, times = (np.array(column, np.int64) for column in (images.sizes, images.times))
+        return cls(root, np.array(encoded, np.bytes_), sizes, None, times)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether the files are members of several archives in a folder."""
+        return self.offsets is not None and self.root.suffix != ".tar"
 
     def name(self, index: int) -> str:
         """The path below the root."""
@@ -84,7 +89,7 @@ class Store:
 
     def path(self, index: int) -> str:
         """Where the file is, for messages: its path, or the archive's and its place in there."""
-        return f"{self.root}{'/' if self.offsets is None else ': '}{self.name(index)}"
+        return f"{self.root}{'/' if self.offsets is None else ': '}{shown(self.name(index))}"
 
     def content(self, index: int, most: int | None = None) -> bytes:
         """The bytes of one file, at most the first `most`.
@@ -93,9 +98,9 @@ class Store:
         """
         size = int(self.sizes[index]) if most is None else min(most, int(self.sizes[index]))
         try:
-            if self.offsets is not None and self.root.suffix == ".tar":
+            if self.offsets is not None and not self.in_shards:
                 return os.pread(_descriptor(self.root), size, int(self.offsets[index]))
-            if self.offsets is not None:  # one of many archives in a folder: too many to keep open
+            if self.offsets is not None:  # too many archives to keep open
                 with (self.root / self.name(index).partition("/")[0]).open("rb", buffering=0) as file:
                     return os.pread(file.fileno(), size, int(self.offsets[index]))
             with (self.root / self.name(index)).open("rb", buffering=0) as file:
@@ -300,7 +305,12 @@ class Prepared:
     @cached_property
     def moments(self) -> np.ndarray:
         """Sum and sum of squares of each channel of each image, before any compression: int64 (N, C, 2)."""
-        return np.load(self.folder / f"{self.part}_moments.npy", mmap_mode="r")
+        return np.load(self.moments_file, mmap_mode="r")
+
+    @property
+    def moments_file(self) -> Path:
+        """Where the sums of pixels are."""
+        return self.folder / f"{self.part}_moments.npy"
 
     def identity(self) -> tuple[np.ndarray, ...]:
         """What the split is recognised by: the hash of all pixels and labels, and how they were stored."""

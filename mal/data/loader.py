@@ -162,7 +162,7 @@ def build_loader(
     assert kind == "ffcv", kind
     from mal.data.ffcv.reader import BetonReader
 
-    return Loader(BetonReader(split.beton, split.shape, device, workers), labels, device)
+    return Loader(BetonReader(split.beton, split.shape, device, workers, look), labels, device)
 
 
 def require_memory(splits: Sequence[Any], device: torch.device) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import itertools
-import logging
 import multiprocessing
 import shutil
-import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
@@ -19,14 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mal.data import waiting
 from mal.process.faults import Misplaced
 from mal.process.interrupt import shielded
 
 AHEAD = 2  # batches that each worker may have ready
 SHARED = Path("/dev/shm")  # where Linux keeps what processes share
-LOOK_SECONDS, SAY_SECONDS, PATIENCE_SECONDS = 5, 60, 900  # while a batch is waited for
-
-log = logging.getLogger(__name__)
 
 
 class TorchReader:
@@ -67,23 +63,16 @@ class TorchReader:
 
     def _next(self, batches: Iterator[Any]) -> Any:
         """The next batch, None at the end; TimeoutError where none comes."""
-        began = said = time.monotonic()
+        what = f"loader=torch: no batch has come from the {self._workers} worker processes"
+        hint = f"the storage is stuck, or {SHARED} is full. Lower workers=, or choose loader=memory or ffcv."
+        wait = waiting.Wait(what, hint, self._look)
         while True:
             try:
                 return next(batches, None)
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader timed out"):
                     raise
-            self._look()
-            waited = time.monotonic() - began
-            if waited > PATIENCE_SECONDS:
-                raise TimeoutError(
-                    f"loader=torch: no batch has come from the {self._workers} worker processes for {waited:.0f} s: "
-                    f"the storage is stuck, or {SHARED} is full. Lower workers=, or choose loader=memory or ffcv."
-                )
-            if time.monotonic() - said > SAY_SECONDS:
-                said = time.monotonic()
-                log.warning("no batch has come from the worker processes for %.0f s", waited)
+            wait.on()
 
     def _start(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         if self._processes is None:
@@ -95,7 +84,7 @@ class TorchReader:
                 collate_fn=_as_it_is,
                 pin_memory=self._device.type == "cuda",
                 persistent_workers=True,
-                timeout=LOOK_SECONDS,
+                timeout=waiting.LOOK_SECONDS,
                 generator=torch.Generator(),  # what it draws for the workers leaves torch's own random state alone
             )
         before = set(multiprocessing.active_children())

@@ -46,7 +46,17 @@ from filelock import FileLock, Timeout
 
 from mal import __version__
 from mal.data.dataset import check_split, read_source
-from mal.data.ffcv.beton import check_beton, encode_jpeg, map_shape, page_size, stored, sync, write_beton
+from mal.data.decode import PIXELS
+from mal.data.ffcv.beton import (
+    check_beton,
+    check_deep,
+    encode_jpeg,
+    map_shape,
+    page_size,
+    stored,
+    sync,
+    write_beton,
+)
 from mal.data.ffcv.library import require_ffcv
 from mal.data.ffcv.prepared import (
     FORMAT,
@@ -57,6 +67,7 @@ from mal.data.ffcv.prepared import (
     content_hash,
     exif_of,
     hash_file,
+    pixels_of,
     prepared_folder,
     read_manifest,
     remember_checked,
@@ -129,6 +140,7 @@ def _prepare(request: Request, splits: dict[str, Readable], folder: Path) -> int
     else:
         _refuse_other(request, splits, folder, manifest)
         check_files(folder, manifest)
+        _settle_pixels(request, splits, folder, manifest)
         print(f"{folder} is there already: {_counts(manifest)}")
     if request.verify:
         _verify(request, splits, folder, manifest)
@@ -244,6 +256,7 @@ def _manifest(request: Request, splits: dict[str, Readable], folder: Path) -> di
         "shape": [spec.channels, spec.size, spec.size],
         "resize": spec.resize,
         "exif": exif_of(spec),
+        "pixels": PIXELS,
         "classes": spec.classes,
         "mode": compression.mode,
         "quality": compression.quality if compression.mode != "raw" else None,
@@ -289,6 +302,24 @@ def _refuse_other(request: Request, splits: dict[str, Readable], folder: Path, m
                 f"{folder}/{part}.beton was prepared from other files than those that are there now ({entry['count']} "
                 f"images then, {len(split)} now): replace=true makes it anew."
             )
+
+
+def _settle_pixels(request: Request, splits: dict[str, Readable], folder: Path, manifest: dict[str, Any]) -> None:
+    """Mark a copy that older rules made with today's where these make the same pixels; ValueError where they do not."""
+    if pixels_of(manifest) == PIXELS:
+        return
+    different: list[str] = []
+    for part, split in splits.items():
+        if isinstance(split, Files):
+            with ProgressReport(f"compare {part}", len(split)) as report:
+                different += check_deep(folder, part, split, request.workers, report).values()
+    if different:
+        raise ValueError(
+            f"{folder} was prepared by an older version, and {len(different)} of its images are not what they should "
+            f"be: {some(different)}. replace=true makes it anew; chains that read it are to run again under another "
+            "name=."
+        )
+    write_json(folder / MANIFEST, manifest | {"pixels": PIXELS})
 
 
 def _verify(request: Request, splits: dict[str, Readable], folder: Path, manifest: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Between processes that wait for rank 0's own work, such as a long selection: a process that ends is noticed at once.
 PATIENCE = timedelta(days=7)
+SCONTROL_SECONDS = 30.0  # for a node's address
 NOTICE_SECONDS = 20.0  # that a process which failed stays for rank 0 to record why
 CLOSE_SECONDS = 5.0  # for the connections to the others, whatever state a GPU is in
 
@@ -382,8 +383,9 @@ def _address(host: str) -> str:
     try:
         socket.getaddrinfo(host, None)
     except OSError:
-        with contextlib.suppress(OSError):
-            answer = subprocess.run(["scontrol", "show", "node", host], capture_output=True, text=True, check=False)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            command = ["scontrol", "show", "node", host]
+            answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SCONTROL_SECONDS)
             if match := re.search(r"\bNodeAddr=(\S+)", answer.stdout):
                 return match[1]
     return host

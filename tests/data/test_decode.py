@@ -2,6 +2,7 @@
 
 import io
 import resource
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,26 @@ def test_what_cannot_be_read_is_refused_in_words(name: str, words: str) -> None:
     assert "BytesIO" not in str(refusal.value)
 
 
+def test_16_and_32_bits_of_a_tiff_are_read_as_its_tags_say() -> None:
+    values = grey(16)
+    for expected, content in (
+        (values >> 8, saved(Image.fromarray(values.astype(np.uint16)), "TIFF")),
+        ((65535 - values) >> 8, saved(Image.fromarray(values.astype(np.uint16)), "TIFF", tiffinfo={262: 0})),
+        (grey(32) >> 24, unsigned_32(grey(32))),
+        (values >> 8, unsigned_32(values)),
+    ):
+        found = np.asarray(decode._eight_bits(decode._loaded(content, PLAIN)))
+        assert np.array_equal(found, expected)
+
+
+def unsigned_32(values: np.ndarray) -> bytes:
+    """A TIFF of whole numbers below 2^32, which Pillow writes as signed: its tag is changed."""
+    content = saved(Image.fromarray(values.astype(np.uint32).view(np.int32)), "TIFF")
+    signed = struct.pack("<HHII", 339, 3, 1, 2)
+    assert signed in content
+    return content.replace(signed, struct.pack("<HHII", 339, 3, 1, 1))
+
+
 # ------------------------------------------------------------------------- orientation
 
 
@@ -99,7 +120,7 @@ def test_a_damaged_orientation_counts_as_none() -> None:
 
 def test_orientation_is_in_what_a_pool_is_recognised_by(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(ODD["exif_6.jpg"])
-    store = Store.of(tmp_path, list_images(tmp_path, "key").states())
+    store = Store.of(tmp_path, list_images(tmp_path, "key"))
     plain, turned = (Files(store, np.zeros(1, np.int64), 32, "square", exif=exif) for exif in (False, True))
     assert [a.tobytes() for a in plain.identity()] != [a.tobytes() for a in turned.identity()]
     assert plain.identity()[-1].tobytes() == b"square 32"  # as before there was a choice: chains of then go on
@@ -223,7 +244,7 @@ def test_the_loaders_give_the_same_bytes_of_every_odd_form_or_the_same_refusal(
 ) -> None:
     for name, content in ODD.items():
         (tmp_path / name).write_bytes(content)
-    store = Store.of(tmp_path, list_images(tmp_path, "key").states())
+    store = Store.of(tmp_path, list_images(tmp_path, "key"))
     split = Files(store, np.zeros(len(store), np.int64), 32, resize, exif=exif)
     good = [at for at in range(len(split)) if not split.store.name(at).startswith("bad_")]
     assert len(good) == len(GOOD)

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 from mal.chain import run_chain
-from mal.data import loader_torch, prepare
+from mal.data import prepare, waiting
+from mal.data.ffcv.reader import BetonReader
 from mal.data.image_set import IGNORED, Arrays, Files, Store
 from mal.data.loader import HIDDEN, Loader, Maps, build_loader, count_workers, in_order, visible_labels
 from mal.listing import list_images
@@ -353,23 +355,51 @@ class Slow:
 
 
 def test_a_wait_for_images_answers_a_stop_and_ends_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_torch, "LOOK_SECONDS", 1)
+    monkeypatch.setattr(waiting, "LOOK_SECONDS", 1)
 
     def stop() -> None:
         raise Interrupted("SIGTERM")
 
     with pytest.raises(Interrupted):
         next(build_loader("torch", Slow(), np.arange(COUNT), CPU.torch, look=stop).batches(iter(STREAM)))
-    monkeypatch.setattr(loader_torch, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(waiting, "PATIENCE_SECONDS", 0)
     with pytest.raises(TimeoutError, match="no batch has come from the 1 worker processes"):
         next(build_loader("torch", Slow(), np.arange(COUNT), CPU.torch).batches(iter(STREAM)))
+
+
+@pytest.mark.ffcv
+@pytest.mark.parametrize("way", ["stream", "get"])
+def test_a_wait_for_a_copy_answers_a_stop_and_ends_in_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    assert prepare.main(["dataset=digits", f"data={tmp_path}", "workers=1"]) == 0
+    beton = tmp_path / "prepared" / "digits-raw" / "train.beton"
+    monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.1)
+    answers = threading.Event()
+
+    def read(look: Callable[[], None]) -> None:
+        reader = BetonReader(beton, (1, 8, 8), CPU.torch, 1, look)
+        fill = reader._layout.fill
+        monkeypatch.setattr(reader._layout, "fill", lambda *args: (answers.wait(60), fill(*args))[1])
+        indices = np.arange(4)
+        next(reader.read(iter([indices]))) if way == "stream" else reader.get(indices)
+
+    def stop() -> None:
+        raise Interrupted("SIGTERM")
+
+    with pytest.raises(Interrupted):
+        read(stop)
+    monkeypatch.setattr(waiting, "PATIENCE_SECONDS", 0)
+    with pytest.raises(TimeoutError, match=r"no batch has come from .*train\.beton for 0 s: the storage is stuck"):
+        read(lambda: None)
+    answers.set()
 
 
 def test_a_workers_error_is_that_of_the_file(tmp_path: Path) -> None:
     odd = odd_images()
     for name in ("plain.jpg", "bad_cut.jpg"):
         (tmp_path / name).write_bytes(odd[name])
-    store = Store.of(tmp_path, list_images(tmp_path, "key").states())
+    store = Store.of(tmp_path, list_images(tmp_path, "key"))
     files = Files(store, np.zeros(2, np.int64), 8, "square")
     loader = build_loader("torch", files, np.zeros(2, np.int64), CPU.torch)
     with pytest.raises(ValueError, match=rf"^{tmp_path}/bad_cut\.jpg cannot be read as an image") as refusal:

@@ -27,6 +27,16 @@ def cifar10(data: Path) -> list[str]:
     return ["dataset=cifar10", "dataset.train=30", "dataset.test=6"]
 
 
+def cifar10_imbalanced(data: Path) -> list[str]:
+    write_cifar10(data / "cifar-10-batches-py", each=40)
+    return ["dataset=cifar10_imbalanced", "dataset.train=200", "dataset.test=6", "dataset.minimum=2"]
+
+
+def folders(data: Path) -> list[str]:
+    write_folders(data)
+    return ["dataset=folder", *(f"dataset.{part}_images={data}/{part}" for part in ("train", "test")), *SMALL]
+
+
 def svhn(data: Path) -> list[str]:
     write_svhn(data / "svhn")
     return ["dataset=svhn", "dataset.train=30", "dataset.test=12"]
@@ -74,7 +84,8 @@ def mask_folder(data: Path) -> list[str]:
     return ["dataset=mask_folder", f"dataset.root={data / 'streets'}", "dataset.size=32"]
 
 
-POOLS = (cifar10, svhn, imagenet32, imagenet64, tiny_imagenet, lists, webdataset, mask_folder)
+ARRAYS = (cifar10, cifar10_imbalanced, svhn, imagenet32, imagenet64)
+POOLS = (*ARRAYS, tiny_imagenet, folders, lists, webdataset, mask_folder)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 
 from mal.config.compose import compose_sweep
 from mal.config.schema import Dataset as Spec
-from mal.data import prepare
+from mal.data import decode, prepare
 from mal.data.dataset import load, read_source
 from mal.data.ffcv import beton, prepared
 from mal.data.ffcv.beton import Compression
@@ -31,6 +31,7 @@ from tests.made_up_data import (
     write_imagenet_tree,
     write_inaturalist2018,
 )
+from tests.odd_images import odd_images
 
 pytestmark = pytest.mark.ffcv
 
@@ -322,6 +323,40 @@ def test_verifying_compares_every_sample_with_the_source(
     assert run(data, *IMAGENET) == 0
     assert run(data, *IMAGENET, "verify=true") == 2
     assert "1 samples are not what they should be" in capsys.readouterr().err
+
+
+def as_of_before(folder: Path) -> None:
+    """Make a copy one that an older version prepared: without word of orientations and of rules."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    write_json(folder / "manifest.json", {k: v for k, v in manifest.items() if k not in ("exif", "pixels")})
+
+
+def test_a_copy_by_older_rules_is_marked_where_they_make_the_same_pixels_and_named_where_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folders(tmp_path)
+    (tmp_path / "train" / "ant" / "deep.png").write_bytes(odd_images()["grey_16.png"])
+    roots = (f"dataset.{part}_images={tmp_path / part}" for part in ("train", "test"))
+    photos = ("dataset=folder", *roots, "dataset.name=photos", "dataset.exif=ignore", *SMALL)
+    spec, folder = spec_of(photos), tmp_path / "prepared" / "photos-raw"
+    assert run(tmp_path, *photos) == 0
+    as_of_before(folder)
+    with pytest.raises(ValueError, match=r"by an older version, .*: python -m mal\.data\.prepare dataset=photos"):
+        open_prepared(spec, tmp_path)
+    assert run(tmp_path, *photos) == 0
+    assert json.loads((folder / "manifest.json").read_bytes())["pixels"] == decode.PIXELS
+    open_prepared(spec, tmp_path)
+    with monkeypatch.context() as before:
+        before.setattr(decode, "_eight_bits", lambda image: image)  # what Pillow makes of 16 bits: white
+        assert run(tmp_path, *photos, "replace=true") == 0
+    as_of_before(folder)
+    assert run(tmp_path, *photos) == 2
+    assert "1 of its images are not what they should be" in (said := capsys.readouterr().err)
+    assert "ant/deep.png. replace=true makes it anew" in said
+    with pytest.raises(ValueError, match="by an older version"):
+        open_prepared(spec, tmp_path)
+    assert run(tmp_path, *photos, "replace=true") == 0
+    open_prepared(spec, tmp_path)
 
 
 # ------------------------------------------------------------------------- the command

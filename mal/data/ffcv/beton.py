@@ -18,10 +18,11 @@ import numpy as np
 from mal.data.ffcv.prepared import PARTS, sample_hash
 from mal.data.ffcv.unfinished import State, Stopped, Unfinished
 from mal.data.ffcv.worker_pool import spread
-from mal.data.image_set import MapFiles, Readable
+from mal.data.image_set import Files, MapFiles, Readable
 from mal.data.pixel_statistics import image_moments
 from mal.rng import generator
 
+JPEG = b"\xff\xd8"  # its first bytes
 MIN_PAGE, MAX_PAGE = 2**21, 2**31  # FFCV's limits
 SAVE_SECONDS = 30.0  # between two moments that a killed writer can go on from
 
@@ -249,6 +250,35 @@ class _Writing:
     def flush(self) -> None:
         for array in self.arrays.values():
             array.flush()
+
+
+def check_deep(
+    folder: Path, part: str, split: Files, workers: int, said: Callable[[int], None] = lambda done: None
+) -> dict[int, str]:
+    """Which images of a copy have other pixels than its source, among those whose files may have more than 8 bits."""
+    return spread(_Deep(folder, part, split), len(split), workers, said)[0]
+
+
+class _Deep:
+    """Compares the hash of what a copy holds with the source, but for JPEGs: these have 8 bits."""
+
+    def __init__(self, folder: Path, part: str, split: Files) -> None:
+        self.folder, self.part, self.split = folder, part, split
+
+    def open(self) -> None:
+        self.hashes = np.load(self.folder / f"{self.part}_pixels.npy", mmap_mode="r")
+
+    def one(self, index: int) -> str | None:
+        if self.split.store.content(index, len(JPEG)) == JPEG:
+            return None
+        try:
+            found = sample_hash(stored(self.split.read(index)), _label(self.split, index))
+        except ValueError as error:
+            return str(error)
+        return None if found == self.hashes[index] else self.split.store.path(index)
+
+    def close(self) -> None:
+        return None
 
 
 class _Checking:

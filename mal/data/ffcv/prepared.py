@@ -26,6 +26,7 @@ import numpy as np
 
 from mal.config.schema import Dataset as Spec
 from mal.data.cache import user_cache
+from mal.data.decode import PIXELS
 from mal.data.image_set import Prepared
 from mal.files import write_json
 
@@ -70,6 +71,12 @@ def open_prepared(spec: Spec, data: Path) -> tuple[Prepared, Prepared]:
             f"{spec.name}: {folder} was prepared with dataset.exif={manifest.get('exif', 'ignore')}: set that, or "
             f"prepare it again with replace=true, for dataset.exif={exif_of(spec)}."
         )
+    if spec.resize is not None and pixels_of(manifest) != PIXELS:
+        raise ValueError(
+            f"{spec.name}: {folder} was prepared by an older version, which read images of 16 or 32 bits and floats as "
+            "all white or black. The command that made it compares its images with the source, and marks the copy or "
+            f"names those that differ: python -m mal.data.prepare dataset={spec.name} data={data} mode={spec.prepared}."
+        )
     for key, value in wanted.items():
         if manifest.get(key) != value:
             raise ValueError(
@@ -83,6 +90,11 @@ def open_prepared(spec: Spec, data: Path) -> tuple[Prepared, Prepared]:
 def exif_of(spec: Spec) -> str:
     """What is done with EXIF orientations: apply or ignore."""
     return "ignore" if spec.resize is None or spec.exif == "ignore" else "apply"
+
+
+def pixels_of(manifest: dict[str, Any]) -> int:
+    """Which rules made the pixels of a copy; the second ones came with what is done with EXIF orientations."""
+    return int(manifest.get("pixels", 2 if "exif" in manifest else 1))
 
 
 def open_part(folder: Path, manifest: dict[str, Any], part: str) -> Prepared:
@@ -118,6 +130,8 @@ def _damage(manifest: dict[str, Any]) -> str:
         return "shape"
     if manifest.get("mode") not in MODES or not {"quality", "share", "classes", "resize"} <= manifest.keys():
         return "mode, quality, share, classes, resize"
+    if not _is_count(manifest.get("pixels", 0)):
+        return "pixels"
     if not isinstance(parts, dict) or set(parts) != set(PARTS):
         return "parts"
     return next((f"parts.{part}" for part in PARTS if not _is_part(parts[part])), "")

@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mal.data import waiting
 from mal.data.ffcv.library import import_ffcv, library
 from mal.process.interrupt import shielded
 
 AHEAD = 3  # batches that are ready or being read while one is used
-LOOK_SECONDS = 5.0  # between two looks at the thread that reads ahead
 BLOCK = 2**20  # samples looked at together when a file is opened
 
 
 class BetonReader:
     """Images of a .beton file: RGB as pixels or JPEG, or arrays (C, H, W); sample i is absolute index i."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...], device: torch.device, workers: int) -> None:
-        """shape: (C, H, W); workers: threads that decode. Raises ValueError where the file is not of such images."""
-        self._layout = _Layout(path, shape)
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        device: torch.device,
+        workers: int,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """shape: (C, H, W); workers: threads that decode; look: called now and then while images are waited for.
+
+        Raises ValueError where the file is not of such images.
+        """
+        self._layout, self._look = _Layout(path, shape), look
         self._device, self._workers = device, workers
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        self._buffers: list[_Buffer] = [_Buffer() for _ in range(AHEAD + 1)]
+        self._buffers = _buffers()
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __len__(self) -> int:
@@ -45,7 +56,10 @@ class BetonReader:
     def get(self, indices: np.ndarray) -> Tensor:
         """See `Reader`."""
         pixels = torch.empty((len(indices), self._layout.bytes), dtype=torch.uint8)
-        self._decode(indices, pixels.numpy())
+        fills, wait = self._fills(indices, pixels.numpy()), self._wait()
+        while futures.wait(fills, waiting.LOOK_SECONDS).not_done:
+            wait.on()
+        self._check(indices, fills)
         return self._layout.images(pixels).to(self._device)
 
     def read(self, stream: Iterable[np.ndarray]) -> Generator[tuple[np.ndarray, Tensor], None, None]:
@@ -61,7 +75,7 @@ class BetonReader:
         with shielded():
             thread.start()
         try:
-            while (filled := _take(ready, thread)) is not None:
+            while (filled := _take(ready, thread, self._wait())) is not None:
                 indices, images, buffer = filled
                 if self._side is not None:
                     torch.cuda.current_stream(self._device).wait_event(buffer.copied)
@@ -71,7 +85,9 @@ class BetonReader:
         finally:
             left.set()
             free.put(None)
-            thread.join()
+            thread.join(waiting.LOOK_SECONDS)
+            if thread.is_alive():  # the storage is stuck: what it still fills is given to nobody
+                self._buffers = _buffers()
 
     def _read_ahead(self, stream: Iterable[np.ndarray], free: Any, ready: Any, left: Any) -> None:
         # Whatever happens here must reach who waits for it.
@@ -81,7 +97,7 @@ class BetonReader:
                 if left.is_set():
                     return
                 pixels = buffer.of(len(indices), self._layout.bytes, self._side is not None)
-                self._decode(indices, pixels.numpy())
+                self._check(indices, self._fills(indices, pixels.numpy()))
                 ready.put((indices, self._to_device(buffer, pixels), buffer))
             ready.put(None)
         except BaseException as error:
@@ -97,14 +113,21 @@ class BetonReader:
             buffer.copied.record(self._side)
         return images
 
-    def _decode(self, indices: np.ndarray, pixels: np.ndarray) -> None:
+    def _fills(self, indices: np.ndarray, pixels: np.ndarray) -> list[Future[int]]:
+        """The threads' work on one batch, begun."""
         parts = np.linspace(0, len(indices), min(self._workers, len(indices)) + 1).astype(np.int64)
-        fills = [self._threads.submit(self._layout.fill, indices, *part, pixels) for part in itertools.pairwise(parts)]
+        return [self._threads.submit(self._layout.fill, indices, *part, pixels) for part in itertools.pairwise(parts)]
+
+    def _check(self, indices: np.ndarray, fills: list[Future[int]]) -> None:
         for fill in fills:
             if (row := fill.result()) >= 0:
                 raise ValueError(
                     f"{self._layout.path}: image {indices[row]} cannot be decoded; prepare the file again."
                 )
+
+    def _wait(self) -> waiting.Wait:
+        hint = "the storage is stuck. Launch again when it answers, or choose another loader=."
+        return waiting.Wait(f"loader=ffcv: no batch has come from {self._layout.path}", hint, self._look)
 
 
 class _Buffer:
@@ -121,6 +144,10 @@ class _Buffer:
         if self._memory.numel() < count * size:
             self._memory = torch.empty(count * size, dtype=torch.uint8, pin_memory=pinned)
         return self._memory[: count * size].view(count, size)
+
+
+def _buffers() -> list[_Buffer]:
+    return [_Buffer() for _ in range(AHEAD + 1)]
 
 
 class _Layout:
@@ -201,15 +228,16 @@ def _mapped(path: Path) -> Any:
     return Mapped(str(path))
 
 
-def _take(ready: Any, thread: threading.Thread) -> Any:
+def _take(ready: Any, thread: threading.Thread, wait: waiting.Wait) -> Any:
     """What the thread has ready: a batch or None; raises its error."""
     while True:
         try:
-            found = ready.get(timeout=LOOK_SECONDS)
+            found = ready.get(timeout=waiting.LOOK_SECONDS)
             break
         except queue.Empty:
             if not thread.is_alive():
                 raise RuntimeError("The thread that reads images ahead has gone.") from None
+            wait.on()
     if isinstance(found, BaseException):
         raise found
     return found

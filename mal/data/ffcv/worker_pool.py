@@ -8,6 +8,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
+from mal.data import waiting
 from mal.process.interrupt import shielded
 
 CHUNK = 64  # neighbours that one worker takes: they lie together in the file
@@ -31,7 +32,7 @@ class Work(Protocol):
 
 
 class WorkersDied(Exception):
-    """A worker process ended with an error or was killed."""
+    """A worker process ended with an error, was killed or is stuck."""
 
 
 def spread(
@@ -61,8 +62,17 @@ def spread(
         readers.append(reader)
         processes.append(process)
 
+    before, wait = first, _wait()
+
     def look() -> None:
+        nonlocal before, wait
         said(done.value)
+        if done.value != before:
+            before, wait = done.value, _wait()
+        try:
+            wait.on()
+        except TimeoutError as error:
+            raise WorkersDied(str(error)) from None
         halted.value = halted.value or halt()
 
     try:
@@ -70,7 +80,11 @@ def spread(
     finally:
         for process in processes:
             process.kill()
-            process.join()
+            process.join(waiting.LOOK_SECONDS)  # one that a stuck storage holds ends with its read
+
+
+def _wait() -> waiting.Wait:
+    return waiting.Wait("no image has been done", "the storage is stuck.")
 
 
 def _collect(readers: list[Connection], look: Callable[[], None]) -> tuple[dict[int, str], list[Any]]:

@@ -34,7 +34,7 @@ def read_folder(spec: Spec, data: Path) -> tuple[Files, Files]:
         return unlabelled_train(spec, roots[0]), test_of_people(spec, roots[1])
     if spec.train_list is None or spec.test_list is None:
         return tree_splits(spec, *roots, "dataset.train_images", "dataset.test_images")
-    lists, names = read_lists(Path(spec.train_list), Path(spec.test_list))
+    lists, names = read_lists(Path(spec.train_list), Path(spec.test_list), roots)
     check_count(spec, Path(spec.train_list), len(names))
     return (
         of_list(spec, roots[0], lists[0], "dataset.train_images"),
@@ -102,23 +102,23 @@ def check_count(spec: Spec, where: Path, count: int) -> None:
 
 def tree(spec: Spec, root: Path, listed: Tree, classes: list[str]) -> Files:
     """The images of a tree; classes: their names, in the order of their labels."""
-    each = [listed.classes.get(name, Images()) for name in classes]
-    named = (
-        (f"{name}/{path}", size, time)
-        for name, images in zip(classes, each, strict=True)
-        for path, size, time in images.states()
-    )
-    labels = np.repeat(np.arange(len(classes)), [len(images) for images in each])
-    return image_files(spec, Store.of(root, named), labels, say_left_out(listed.left_out))
+    whole, counts = Images(), []
+    for name in classes:
+        images = listed.classes.get(name, Images())
+        whole.names += [f"{name}/{path}" for path in images.names]
+        whole.sizes += images.sizes
+        whole.times += images.times
+        counts.append(len(images))
+    labels = np.repeat(np.arange(len(classes)), counts)
+    return image_files(spec, Store.of(root, whole), labels, say_left_out(listed.left_out))
 
 
 def of_list(spec: Spec, root: Path, labels: dict[str, int], key: str) -> Files:
     """Images below a folder by path, with their labels; key: what to set where they are not there."""
-    states = file_states(root, labels)
-    if absent := [name for name, (size, _) in zip(labels, states, strict=True) if size < 0]:
+    images = file_states(root, list(labels))
+    if absent := [name for name, size, _ in images.states() if size < 0]:
         raise ValueError(
             f"{spec.name}: {len(absent)} images that the list names are not below {root}: {some(absent)}. Set {key}= "
             "to the folder that the paths are below."
         )
-    store = Store.of(root, ((name, *state) for name, state in zip(labels, states, strict=True)))
-    return image_files(spec, store, np.fromiter(labels.values(), np.int64, len(labels)))
+    return image_files(spec, Store.of(root, images), np.fromiter(labels.values(), np.int64, len(labels)))

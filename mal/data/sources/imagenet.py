@@ -24,7 +24,7 @@ from mal.data.image_set import Files, Store
 from mal.data.sources.folder import check_count, refuse_other_classes, tree
 from mal.data.sources.imagenet_truth import DEVKIT, Truth, has_devkit, read_truth, reading
 from mal.data.sources.registry import SOURCES, files_of, image_files
-from mal.listing import Tree, in_order, list_classes, list_images, say_left_out, some
+from mal.listing import Images, Tree, in_order, list_classes, list_images, say_left_out, some
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
@@ -82,7 +82,7 @@ def _validation(spec: Spec, root: Path, data: Path, classes: list[str]) -> Files
     labels = truth.labels(str(folder), images.names, {name: label for label, name in enumerate(classes)})
     order = sorted(range(len(images)), key=lambda at: (labels[at], images.names[at]))
     states = list(images.states())
-    store = Store.of(folder, (states[at] for at in order))
+    store = Store.of(folder, Images.of(states[at] for at in order))
     return image_files(spec, store, np.array([labels[at] for at in order], np.int64), say_left_out(images.left_out))
 
 

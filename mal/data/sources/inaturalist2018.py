@@ -41,12 +41,11 @@ def read_inaturalist2018(spec: Spec, data: Path) -> tuple[Files, Files]:
 
 def _files(spec: Spec, root: Path, category_of: dict[str, int], label_of: dict[int, int]) -> Files:
     names = in_order(category_of)
-    states = file_states(root, names)
-    if absent := [name for name, (size, _) in zip(names, states, strict=True) if size < 0]:
+    images = file_states(root, names)
+    if absent := [name for name, size, _ in images.states() if size < 0]:
         raise ValueError(f"{root}: {len(absent)} images that the JSON names are missing: {some(absent)}.")
     labels = np.array([label_of[category_of[name]] for name in names], dtype=np.int64)
-    store = Store.of(root, ((name, *state) for name, state in zip(names, states, strict=True)))
-    return image_files(spec, store, labels)
+    return image_files(spec, Store.of(root, images), labels)
 
 
 def _short(error: Exception) -> str:

@@ -55,7 +55,8 @@ def pairs(spec: Spec, images: Path, masks: Path, key: str) -> Files:
     if not stems:
         raise ValueError(f"{images} has no images in it{' that have a mask' if listed[0] else ''}.")
     stores = [
-        Store.of(folder, (states[stem] for stem in stems)) for folder, states in zip(folders, by_stem, strict=True)
+        Store.of(folder, Images.of(states[stem] for stem in stems))
+        for folder, states in zip(folders, by_stem, strict=True)
     ]
     exif = spec.exif != "ignore"
     maps = MapFiles(stores[1], spec.size, spec.classes, exif, spec.max_pixels)

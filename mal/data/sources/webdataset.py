@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mal.config.schema import Dataset as Spec
-from mal.config.shards import find_shards, list_shards
+from mal.config.shards import count_classes, find_shards, list_shards
 from mal.data.cache import Arrays as Computed
 from mal.data.cache import computed
 from mal.data.image_set import Files, Store
@@ -25,7 +25,7 @@ def read_webdataset(spec: Spec, data: Path) -> tuple[Files, Files]:
     assert spec.test_shards is not None
     train = _files(spec, data, "train", find_shards(spec.train_shards, "dataset.train_shards"))
     test = _files(spec, data, "test", find_shards(spec.test_shards, "dataset.test_shards"))
-    check_count(spec, train.store.root, int(np.asarray(train.labels).max()) + 1)
+    check_count(spec, train.store.root, count_classes(np.asarray(train.labels).tolist(), spec.train_shards))
     return train, test
 
 

@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,21 @@ def test_a_worker_that_fails_ends_the_work(
         spread(kind(tmp_path / "a.npy", 8 * CHUNK), 8 * CHUNK, 2)
     assert left_behind() == set()
     assert ("RuntimeError: a defect" in capfd.readouterr().err) == (kind is Broken)
+
+
+class Stuck(Squares):
+    """Images that never come."""
+
+    def one(self, index: int) -> str | None:
+        time.sleep(3600)
+        return None
+
+
+def test_a_worker_that_is_stuck_ends_in_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mal.data.waiting.PATIENCE_SECONDS", 0.5)
+    with pytest.raises(WorkersDied, match=r"no image has been done for \d s: the storage is stuck"):
+        spread(Stuck(tmp_path / "a.npy", 10), 10, 1)
+    assert left_behind() == set()
 
 
 def test_stopping_the_parent_stops_the_workers(tmp_path: Path) -> None:

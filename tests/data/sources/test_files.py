@@ -18,7 +18,6 @@ from mal.config.schema import Chain
 from mal.config.schema import Dataset as Spec
 from mal.data.dataset import Dataset, load
 from mal.data.image_set import Files, MapFiles, in_memory
-from mal.data.pixel_statistics import array_moments, pixel_statistics, statistics
 from tests.made_up_data import (
     CATEGORIES,
     SYNSETS,
@@ -371,52 +370,3 @@ def test_a_users_mistakes_with_folders_are_named(tmp_path: Path) -> None:
         load(config.dataset, tmp_path, 0)
     with pytest.raises(ValueError, match=r"dataset\.resize=squared is unknown; did you mean square\?.*null"):
         folder(tmp_path, "dataset.resize=squared")
-
-
-# ------------------------------------------------------------------------- mean and deviation of files
-
-
-def test_the_mean_of_files_is_that_of_their_pixels_computed_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = chain(*IMAGENET, "dataset.pool=9").dataset
-    dataset = load(spec, tree, 0)
-    decoded: list[int] = []
-    read = Files.read
-    monkeypatch.setattr(Files, "read", lambda self, index: (decoded.append(index), read(self, index))[1])
-    checked: list[int] = []
-    first = pixel_statistics(dataset, lambda done, total: checked.append(len(decoded)))
-    assert sorted(decoded) == dataset.pool.tolist()
-    assert checked == [9]
-    whole = in_memory(dataset.train).images[dataset.pool]
-    expected = statistics(array_moments(whole), whole[:, 0].size)
-    assert [values.tolist() for values in first] == [values.tolist() for values in expected]
-    decoded.clear()
-    assert [v.tolist() for v in pixel_statistics(load(spec, tree, 0))] == [v.tolist() for v in first]
-    assert decoded == []
-    changed = tree / "imagenet" / "train" / names(files(dataset)[0])[dataset.pool[0]]
-    changed.write_bytes(changed.read_bytes() + b"\0")
-    pixel_statistics(load(spec, tree, 0))
-    assert sorted(decoded) == dataset.pool.tolist()
-
-
-def test_damaged_results_of_before_are_computed_again(tree: Path) -> None:
-    dataset = load(chain(*IMAGENET).dataset, tree, 0)
-    first = pixel_statistics(dataset)
-    (kept,) = (tree / "computed").glob("*.npz")
-    for content in (kept.read_bytes()[:100], b"", b"\0" * 50):
-        kept.write_bytes(content)
-        assert [v.tolist() for v in pixel_statistics(dataset)] == [v.tolist() for v in first]
-
-
-def test_stopping_while_files_are_decoded_leaves_nothing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(done: int, total: int) -> None:
-        raise Stop
-
-    monkeypatch.setattr("mal.data.image_set.BLOCK", 4)
-    dataset = load(chain(*IMAGENET).dataset, tree, 0)
-    with pytest.raises(Stop):
-        pixel_statistics(dataset, stop)
-    assert list((tree / "computed").glob("*.npz")) == []
-    assert pixel_statistics(dataset)[0].shape == (3,)

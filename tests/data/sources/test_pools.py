@@ -1,6 +1,8 @@
 """Pools in their real formats: CIFAR10, SVHN, downsampled ImageNet, Tiny ImageNet, lists of files, folders of masks."""
 
+import gzip
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,17 @@ def renamed(content: bytes, old: str, new: str) -> bytes:
     return buffer.getvalue()
 
 
+def relabelled(content: bytes, name: str, label: bytes) -> bytes:
+    """A tar archive with other content under one name."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive, tarfile.open(fileobj=buffer, mode="w") as other:
+        for member in archive:
+            data = archive.extractfile(member)
+            assert data is not None
+            add(other, member.name, label if member.name == name else data.read())
+    return buffer.getvalue()
+
+
 def test_a_wrong_shard_is_named(tmp_path: Path) -> None:
     for part, count in (("train", 13), ("test", 7)):
         write_shards(tmp_path, part, count)
@@ -217,12 +230,20 @@ def test_a_wrong_shard_is_named(tmp_path: Path) -> None:
         (renamed(whole, "000006.jpg", "000007.jpg"), "the key 000007 has two images"),
         (whole.replace(b"000008.cls", b"\0" * 10), r"train-0001\.tar is not a shard .*damaged or cut at byte"),
         (b"<html>" * 200, "is not a shard"),
+        (gzip.compress(whole), "it is packed, unpack it"),
+        (renamed(whole, "000007.cls", "000006.cls"), "the key 000006 has two .cls"),
+        (relabelled(whole, "000006.cls", b"9" * 50), "000006.cls holds b'9999.*not the number of a class"),
+        (relabelled(whole, "000006.cls", b"5"), "the classes 3, 4 have no image"),
         (whole[: len(whole) // 2], "train-0001"),
         (b"", "train-0001"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=words):
             load(spec, tmp_path / "data", 0)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"train-0001\.tar is no file"):
+        load(spec, tmp_path / "data", 0)
     path.unlink()
     with pytest.raises(ValueError, match=r"dataset\.train_shards=.*train-0001\.tar are missing"):
         shards(tmp_path, f"dataset.train_shards='{tmp_path}/train-{{0000..0002}}.tar'")
