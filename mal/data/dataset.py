@@ -75,7 +75,9 @@ def same_pool(dataset: Dataset) -> frozenset[str]:
     except ValueError:
         return frozenset()
     assert not isinstance(source, Prepared)
-    if manifest is None or hash_arrays(source.identity()) != manifest["parts"]["train"]["source"]:
+    if manifest is None or (isinstance(source, Files) and pixels_of(manifest) != PIXELS):
+        return frozenset()
+    if hash_arrays(source.identity()) != manifest["parts"]["train"]["source"]:
         return frozenset()
     copy = open_part(folder, manifest, "train")
     return frozenset(hash_arrays((dataset.pool, *each.identity())) for each in (source, copy))
