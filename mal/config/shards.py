@@ -94,7 +94,10 @@ def count_classes(labels: Sequence[int], where: Path | str) -> int:
 
 
 def _is_packed(path: Path) -> bool:
-    return path.is_file() and path.open("rb").read(2) == b"\x1f\x8b"
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def refuse_bad_end(archive: tarfile.TarFile) -> None:

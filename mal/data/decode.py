@@ -18,7 +18,7 @@ import numpy as np
 
 from mal.listing import FORMATS, open_formats
 
-PIXELS = 2  # which rules make pixels of a file: to be raised when they change for any file
+PIXELS = 3  # which rules make pixels of a file: to be raised when they change for any file
 MAX_PIXELS = 178_956_970  # of one file; Pillow's own limit
 LONG = 64  # sides beyond this ratio are cropped before they are resized, which else takes gigabytes
 ORIENTATION = 0x0112  # of EXIF: 1 to 8, 1 as stored

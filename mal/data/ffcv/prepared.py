@@ -73,9 +73,10 @@ def open_prepared(spec: Spec, data: Path) -> tuple[Prepared, Prepared]:
         )
     if spec.resize is not None and pixels_of(manifest) != PIXELS:
         raise ValueError(
-            f"{spec.name}: {folder} was prepared by an older version, which read images of 16 or 32 bits and floats as "
-            "all white or black. The command that made it compares its images with the source, and marks the copy or "
-            f"names those that differ: python -m mal.data.prepare dataset={spec.name} data={data} mode={spec.prepared}."
+            f"{spec.name}: {folder} was prepared by an older version, which read some images of 16 or 32 bits and "
+            "floats wrongly, as all white, say. The command that made it compares its images with the source, and "
+            f"marks the copy or names those that differ: python -m mal.data.prepare dataset={spec.name} data={data} "
+            f"mode={spec.prepared}."
         )
     for key, value in wanted.items():
         if manifest.get(key) != value:
@@ -93,7 +94,7 @@ def exif_of(spec: Spec) -> str:
 
 
 def pixels_of(manifest: dict[str, Any]) -> int:
-    """Which rules made the pixels of a copy; the second ones came with what is done with EXIF orientations."""
+    """Which rules made the pixels of a copy; the second ones came with word of EXIF orientations."""
     return int(manifest.get("pixels", 2 if "exif" in manifest else 1))
 
 
