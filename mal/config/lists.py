@@ -91,7 +91,9 @@ def _read_list(path: Path, root: Path | None = None) -> dict[str, str]:
             continue  # a line of titles
         name = name.removeprefix("./").removeprefix(f"{root}/")
         if not name or not label or "/" in label or name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"{path}, line {number}: {line[:80]!r} is not `path label`, with a path below {root or 'its folder'}.")
+            raise ValueError(
+                f"{path}, line {number}: {line[:80]!r} is not `path label`, with a path below {root or 'its folder'}."
+            )
         if found.setdefault(name, label) != label:
             raise ValueError(f"{path}, line {number}: {name} is there before, with the label {found[name]}.")
     return found

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mal.listing import extensions, some
 
+SPAN = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {0000..0099} in a pattern
 MOST_DIGITS = 6  # of a class's number
 
 
@@ -38,7 +39,7 @@ def find_shards(pattern: str, key: str) -> list[Path]:
 
     Raises ValueError where there is none, or where they are in several folders.
     """
-    if (span := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)) is not None:
+    if (span := SPAN.search(pattern)) is not None:
         first, last = span.groups()
         numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
         found = [Path(pattern[: span.start()] + number + pattern[span.end() :]) for number in numbers]

@@ -147,7 +147,7 @@ def _opened(content: bytes, how: Reading) -> Any:
 
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = how.max_pixels
     try:
-        image = module.open(io.BytesIO(content), formats=FORMATS)
+        image = module.open(io.BytesIO(content), formats=[name for name in FORMATS if name in module.OPEN])
         pixels = image.width * image.height
     except DAMAGED as error:
         raise ValueError(_reason(error, content)) from None

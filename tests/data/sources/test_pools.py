@@ -188,7 +188,7 @@ def test_webdatasets_shards_are_read_in_place(tmp_path: Path) -> None:
     samples = {part: write_shards(tmp_path, part, count) for part, count in (("train", 13), ("test", 7))}
     spec = shards(tmp_path).dataset
     assert (spec.classes, spec.train, spec.test) == (3, 13, 7)
-    for asked in (spec, shards(tmp_path, f"dataset.train_shards='{tmp_path}/train-{{0000..0002}}.tar'").dataset):
+    for asked in (spec, shards(tmp_path, f"dataset.train_shards={tmp_path}/train-{{0000..0002}}.tar").dataset):
         found = load(asked, tmp_path / "data", 0)
         for split, part in ((found.train, "train"), (found.test, "test")):
             assert isinstance(split, Files)
