@@ -321,7 +321,7 @@ def _look_at(folder: str, name: str, below: str, found: Images, above: tuple[tup
     try:
         state = Path(path).stat()
     except OSError as error:
-        if not _is_dangling(path, found):
+        if error.errno != errno.ENOENT or not _is_dangling(path, found):
             _note(found, path, error)
         return
     end = _ending(name)
