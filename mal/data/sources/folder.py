@@ -65,7 +65,7 @@ def unlabelled_train(spec: Spec, root: Path) -> Files:
                 "Set dataset.train_images= to the folder that the paths are below."
             )
         labels[[place[name] for name in known]] = list(known.values())
-    return image_files(spec, Store.of(root, listed.states()), labels, say_left_out(listed.left_out))
+    return image_files(spec, Store.of(root, listed), labels, say_left_out(listed.left_out))
 
 
 def test_of_people(spec: Spec, root: Path) -> Files:
