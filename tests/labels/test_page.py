@@ -1,10 +1,12 @@
 """The labelling page: who may reach it, what it shows, and a pool labelled in a real Chromium, killed in between."""
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -116,12 +118,16 @@ def press(tab: Tab, key: str) -> None:
     tab.ask("Input.dispatchKeyEvent", type="keyUp", key=key)
 
 
-def serve(runs: Path, name: str) -> tuple[subprocess.Popen[str], str]:
-    """The page's process, and its address."""
+@contextlib.contextmanager
+def served(runs: Path, name: str) -> Iterator[str]:
+    """The page's address, while its process runs; it is killed at the end."""
     command = [sys.executable, str(ROOT / "sweeps" / "label.py"), f"runs={runs}", f"name={name}", "serve=true"]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    return process, process.stdout.readline().split()[2]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().split()[2]
+        finally:
+            process.kill()
 
 
 def answer_here(tab: Tab) -> None:
@@ -147,20 +153,18 @@ def test_a_pool_is_labelled_in_a_browser_over_two_rounds_killed_in_between(tmp_p
             assert ended.returncode == 0, ended.stdout + ended.stderr
             assert f"waits for {asked} labels (0 given)" in ended.stdout
             for last, answers in ((False, 2), (True, asked - 2)):  # the page's process is killed after two
-                process, address = serve(tmp_path / "runs", "page")
-                tab.ask("Page.navigate", url=address)
-                until(tab, f"location.href === '{address}' && document.body.dataset.index >= 0")
-                if asked == 4 and not last:
-                    answer_here(tab)
-                    press(tab, "Backspace")
-                    until(tab, "document.getElementById('given').textContent === '0 of 4'")
-                for _ in range(answers):
-                    answer_here(tab)
-                if last:
-                    press(tab, "Enter")
-                    until(tab, "document.getElementById('given').textContent === '0 of 0'")
-                process.kill()
-                process.wait()
+                with served(tmp_path / "runs", "page") as address:
+                    tab.ask("Page.navigate", url=address)
+                    until(tab, f"location.href === '{address}' && document.body.dataset.index >= 0")
+                    if asked == 4 and not last:
+                        answer_here(tab)
+                        press(tab, "Backspace")
+                        until(tab, "document.getElementById('given').textContent === '0 of 4'")
+                    for _ in range(answers):
+                        answer_here(tab)
+                    if last:
+                        press(tab, "Enter")
+                        until(tab, "document.getElementById('given').textContent === '0 of 0'")
     ended = launch(*words, "oracle=files")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     ended = launch(*words, "name=truth", "seeds=1")
