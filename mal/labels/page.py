@@ -6,6 +6,7 @@ It is reached by an address with a token in it alone, under this machine's own n
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 from pathlib import Path
 from string import Template
@@ -109,8 +110,6 @@ class Application:
         return self._told()
 
     def _told(self) -> Any:
-        from werkzeug.wrappers import Response
-
         session, index = self.session, self.session.current
         state = {
             "classes": session.names,
@@ -120,7 +119,7 @@ class Application:
             "asked": len(session.asked.open),
             "last": next(reversed(session.answers.values()), None),
         }
-        return Response(_json(state), mimetype="application/json")
+        return self._respond(json.dumps(state), "application/json")
 
     @staticmethod
     def _respond(body: str | bytes, kind: str) -> Any:
@@ -152,9 +151,3 @@ def serve(sweep: Path, port: int) -> None:
             f"Label at  http://{HOST}:{server.port}/{token}/    (Ctrl-C ends it; what was answered is kept)", flush=True
         )
         server.serve_forever()
-
-
-def _json(state: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(state)
