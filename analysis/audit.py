@@ -76,7 +76,7 @@ def audit(runs: Runs, panels: list[Panel], floors: dict[str, Floor], options: Op
         audited.by_panel("task models above simple classifiers", lambda panel: _floor(floors.get(panel.key))),
         audited.by_panel("training converged", lambda panel: convergence.judged(panel, audited.rows(panel))),
         audited.by_panel("the same training for all methods", lambda panel: _steps(panel, audited.rows(panel))),
-        audited.by_panel("as many steps for the methods' own networks", lambda panel: _own(panel, audited.rows(panel))),
+        audited.by_panel("the same steps of other networks", lambda panel: _own(panel, audited.rows(panel))),
         _tuning(audited),
         audited.by_panel("the same initial labels", lambda panel: _labels(audited.rows(panel))),
         audited.by_panel("the same start of the task model", lambda panel: _start(panel, runs)),
@@ -108,8 +108,10 @@ def _steps(panel: Panel, rows: pd.DataFrame) -> tuple[str, str]:
 def _own(panel: Panel, rows: pd.DataFrame) -> tuple[str, str]:
     """Steps of Algorithm 1 and of VAAL's networks in each round; methods that train neither are not compared."""
     steps = convergence.steps(panel, rows, convergence.OWN)
+    if np.isnan(convergence.steps(panel, rows)).all():
+        return UNKNOWN, "no round has a history"
     if np.isnan(steps).all():
-        return PASSED, "no method has any"
+        return PASSED, "no method trains any"
     return _equal(panel, steps)
 
 

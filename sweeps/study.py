@@ -126,7 +126,7 @@ def study(preset: str, options: Options) -> int:
     if "tune" in options.steps and trials and (status := _tune(preset, trials, untuned, tuned, options)):
         return status
     overrides = [f"experiment={preset}{'_tuned' if trials else ''}", *options.rest]
-    if "run" in options.steps and (status := _launch(overrides, untuned.runs, untuned.name)):
+    if "run" in options.steps and (status := _launch(overrides)):
         return status
     if "report" in options.steps:
         _report(untuned, tuned, options)
@@ -162,7 +162,7 @@ def _trials(preset: str, count: int, methods: list[str], recipe: Settings, untun
     stage = [f"tune={count}", f"seeds=[{seeds}]", f"methods=[{','.join(methods)}]", f"rounds={rounds}"]
     stage += [f"{key}={value}" for key, value in recipe.items()]
     name = f"{untuned.name}-tuning"
-    if status := _launch([f"experiment={preset}", *rest, *stage], untuned.runs, name):
+    if status := _launch([f"experiment={preset}", *rest, *stage]):
         return status
     _analyse("tuning", f"runs={untuned.runs}", f"name={name}", f"out={options.figures}")
     return 0
@@ -205,11 +205,13 @@ defaults:
     return head + str(yaml.safe_dump({**sections, "variants": dict(variants)}))
 
 
-def _launch(overrides: list[str], runs: Path, name: str) -> int:
-    """launch.py, to the end of the sweep `name`; EXIT_UNDER_WAY where its jobs are not done yet."""
+def _launch(overrides: list[str]) -> int:
+    """launch.py, to the end of its chains; EXIT_UNDER_WAY where their jobs are not done yet."""
     if status := launch.main(overrides):
         return status
-    for folder in run_folder.chain_folders(runs, name):
+    sweep = compose_sweep(overrides)
+    for chain in sweep.chains:
+        folder = run_folder.chain_folder(sweep.runs, sweep.name, chain.method["name"], chain.seed)
         if run_folder.committed_rounds(folder) < frozen.load_chain(folder / run_folder.CONFIG).rounds:
             print(f"study.py: {folder} is not done yet; give the same command again when its jobs are.")
             return EXIT_UNDER_WAY

@@ -103,7 +103,7 @@ def test_other_steps_trials_and_starts_fail_with_their_figures(tmp_path: Path) -
 
 
 def test_own_networks_are_trained_for_as_many_steps(tmp_path: Path) -> None:
-    check = "as many steps for the methods' own networks"
+    check = "the same steps of other networks"
     for seed in range(2):
         write_chain(tmp_path, "mal", seed, [50, 60], history=history(FLAT, minimax=100))
         write_chain(tmp_path, "vaal", seed, [50, 60], history=history(FLAT, vaal=100))

@@ -130,7 +130,7 @@ def test_ablations_and_choices_on_the_same_start_are_reports_of_their_own() -> N
     sweep = compose_sweep(["experiment=study_digits", "seeds=1"])
     paper = ["mal", "vaal", "coreset", "entropy", "bald", "random"]
     ablations = ["mal", "mal_no_minimax", "mal_entropy_query", "mal_diversity_query"]
-    choice = ["mal", "mal_init_random", "vaal_f", "coreset_f", "entropy_f", "bald_f", "margin_f", "random"]
+    choice = ["mal", "mal_init_random", "mal_plus", "vaal_f", "coreset_f", "entropy_f", "bald_f", "margin_f", "random"]
     assert study.reports(sweep, paper) == {
         "tuned": (paper, "random"),
         "ablations": (ablations, "mal"),

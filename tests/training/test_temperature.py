@@ -25,9 +25,9 @@ def test_c_has_the_temperature_of_what_was_held_out(tmp_path: Path) -> None:
     seen = {}
     trained = type(at._trainer).run
 
-    def watched(self, phase, objective, indices, batch, steps):  # type: ignore[no-untyped-def]
+    def watched(self, phase, objective, indices, *rest, **more):  # type: ignore[no-untyped-def]
         seen[phase] = indices
-        return trained(self, phase, objective, indices, batch, steps)
+        return trained(self, phase, objective, indices, *rest, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(at._trainer), "run", watched)
