@@ -5,8 +5,8 @@
 Writes a made-up ImageNet, the three archives as they are downloaded, starts a one-machine Slurm of two nodes with
 2 CPUs, and types what a person types, with the numbers that make it small. While images are prepared, the job is
 preempted twice and its node is lost once. In the end every image and label of the copy is compared with the archives,
-each chain is complete, and the curves are in FOLDER/figures. Prints what happened, with times; a quarter of an hour on
-two idle cores.
+each chain is complete, and the curves are in FOLDER/figures. Prints what happened, with times; an hour and a half on
+two cores that others keep busy (a load of 25).
 """
 
 from __future__ import annotations
