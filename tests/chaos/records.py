@@ -83,7 +83,7 @@ class Records:
     def table(self) -> str:
         """A line on all of it, and a Markdown table with a row for each kind of fault, the most frequent first."""
         faults, chains = self.faults(), self.chains()
-        if not faults or not chains:
+        if not faults:
             return f"{self.folder} holds no faults yet."
         lines = [summary(faults, chains), "", "| fault | times | median s until work went on | longest | a person |"]
         lines.append("|---|---|---|---|---|")
@@ -112,7 +112,9 @@ def summary(faults: Sequence[FaultRow], chains: Sequence[ChainRow]) -> str:
     lost = sum(chain.rounds - chain.committed for chain in chains)
     differ = sum(not chain.identical for chain in chains)
     persons = sum(chain.persons > 0 for chain in chains)
-    useful = sum(chain.useful_s for chain in chains) / max(1e-9, sum(chain.all_s for chain in chains))
+    if not chains:
+        return f"{len(faults)} faults; no sweep has ended yet."
+    useful = sum(chain.useful_s for chain in chains) / sum(chain.all_s for chain in chains)
     return (
         f"{len(faults)} faults, {len(chains)} chains of {sum(chain.rounds for chain in chains)} rounds: {lost} rounds "
         f"lost, {differ} chains differ, {persons} chains needed a person, ETTR {useful:.2f}."
