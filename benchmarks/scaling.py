@@ -5,7 +5,8 @@
 
 strong: the global batch stays, 128 + 128 images. weak: each process keeps as many. Efficiency is one process's seconds
 per image over those of n, by the clock (at most cores / n where there are fewer cores) and in processor seconds of all
-processes together, which other work on the machine changes little.
+processes together, which other work on the machine changes little. The last columns are processor seconds of a step too:
+exchanges are within gradients and batch norm.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ from mal.minimax import MinimaxObjective, build_networks
 from mal.process.device import prepare_device
 from mal.process.distributed import World, join
 from mal.process.start import THREAD_VARIABLES
+from mal.process.sync_batch_norm import SyncBatchNorm2d, _Normalise
 from mal.training.loop import Inputs
 
 BATCH, WARM, SIDE = 128, 2, 32
 SIZES = (1, 2, 4)
+HEAD = ("", "processes", "images per step", "s per step", "efficiency", "processor s per step", "efficiency")
+HEAD += ("summing gradients", "batch norm by the global batch", "optimisers", "in exchanges")
 
 
 @dataclass
@@ -59,9 +63,11 @@ class Spent:
 def work(batch: int, steps: int) -> None:
     """One process of a run: prints seconds per step, and those within its exchanges with the others, as JSON."""
     config = chain("dataset=cifar100", "backbone=resnet18", "device=cpu", "threads=1", f"minimax.batch={batch}")
-    gradients, all_exchanges, whole = Spent(), Spent(), Spent()
-    World.sum_gradients = gradients.around(World.sum_gradients)  # type: ignore[method-assign]
-    World._meet = all_exchanges.around(World._meet)  # type: ignore[method-assign]
+    found = {name: Spent() for name in ("step", "exchanges", "gradients", "batch norm", "optimisers")}
+    World._meet = found["exchanges"].around(World._meet)  # type: ignore[method-assign]
+    World.sum_gradients = found["gradients"].around(World.sum_gradients)  # type: ignore[method-assign]
+    SyncBatchNorm2d.forward = found["batch norm"].around(SyncBatchNorm2d.forward)  # type: ignore[method-assign]
+    _Normalise.backward = staticmethod(found["batch norm"].around(_Normalise.backward))  # type: ignore[method-assign]
     with join(cuda=False, minutes=10) as world:
         device = prepare_device(config, world)
         torch.manual_seed(0)
@@ -73,13 +79,14 @@ def work(batch: int, steps: int) -> None:
         for name in ("labelled", "unlabelled"):
             given = inputs(config, SIDE, count, device)
             parts[name] = Inputs(given.images, given.labels, count / batch)
-        step = whole.around(lambda: world.sum_losses(objective.step(parts, 0.0)))
+        for optimizer in objective.optimizers.values():
+            optimizer.step = found["optimisers"].around(optimizer.step)  # type: ignore[method-assign]
+        step = found["step"].around(lambda: world.sum_losses(objective.step(parts, 0.0)))
         for number in range(WARM + steps):
             if number == WARM:
-                for spent in (gradients, all_exchanges, whole):
+                for spent in found.values():
                     spent.wall = spent.cpu = 0.0
             step()
-        found = {"step": whole, "gradients": gradients, "exchanges": all_exchanges}
         print(json.dumps({name: [each.wall / steps, each.cpu / steps] for name, each in found.items()}), flush=True)
 
 
@@ -109,8 +116,8 @@ def main() -> None:
     if given.batch:
         work(given.batch, given.steps)
         return
-    print("| | processes | images per step | s per step | efficiency | processor s per step | efficiency | exchanges |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(HEAD)} |")
+    print("|---" * len(HEAD) + "|")
     for kind in ("strong", "weak"):
         alone: tuple[float, float] | None = None
         for size in SIZES:
@@ -119,14 +126,11 @@ def main() -> None:
             wall, cpu = found[0]["step"][0], sum(each["step"][1] for each in found)
             per_image = size * wall / batch, cpu / batch
             alone = alone or per_image
-            efficiency = [f"{first / now:.2f}" for first, now in zip(alone, per_image, strict=True)]
-            exchanged = sum(each["exchanges"][1] for each in found) / cpu
-            copied = sum(each["gradients"][1] for each in found) / cpu
-            print(
-                f"| {kind} | {size} | {2 * batch} | {wall:.2f} | {efficiency[0]} | {cpu:.2f} | {efficiency[1]} | "
-                f"{100 * exchanged:.1f}%, gradients with their copies {100 * copied:.1f}% |",
-                flush=True,
-            )
+            cells = [kind, size, 2 * batch, f"{wall:.2f}", f"{alone[0] / per_image[0]:.2f}"]
+            cells += [f"{cpu:.2f}", f"{alone[1] / per_image[1]:.2f}"]
+            for part in ("gradients", "batch norm", "optimisers", "exchanges"):
+                cells.append(f"{sum(each[part][1] for each in found):.2f}")
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":
