@@ -5,7 +5,7 @@
 
 strong: the global batch stays, 128 + 128 images. weak: each process keeps as many. Efficiency is one process's seconds
 per image over those of n, by the clock (at most cores / n where there are fewer cores) and in processor seconds of all
-processes together, which other work on the machine changes little. The last columns are processor seconds of a step too:
+processes together, which other work on the machine changes little. The last columns are processor seconds of a step;
 exchanges are within gradients and batch norm.
 """
 
