@@ -2,7 +2,7 @@
 
     python -m benchmarks.rehearsal --out /var/tmp/scale          1,281,167 images, five methods; 9 GB of disk, hours
     python -m benchmarks.rehearsal --out DIR --images 100000     for the growth from there on
-    python -m benchmarks.rehearsal --out DIR --faults            also kills the chain of coreset and the report
+    python -m benchmarks.rehearsal --out DIR --faults            also kills the first chain and the report
     python -m benchmarks.rehearsal --out DIR --scanned 5000 --epochs 0.001      minutes: training and scans cut short
 
 All but training is as large as in the paper: 1,000 classes, 5% of the labels at first and 5% bought per round. Training
@@ -159,16 +159,17 @@ def start(given: argparse.Namespace, chain: Path, kill: str = "") -> subprocess.
 
 
 def faults(given: argparse.Namespace, chain: Path) -> str:
-    """Kill a twin of the chain in k-center and in the commit, and the report while it is written, and compare."""
+    """Kill a twin of the chain in its selection, where that takes long, and in its commit, and compare."""
+    kills = ("select", "commit") if chain.parent.name == "coreset" else ("commit",)
     twin = given.out / "killed" / chain.relative_to(given.out / "runs")
     if not twin.is_dir():
         twin.mkdir(parents=True)
         shutil.copy(chain / run_folder.CONFIG, twin)
-        ended = [start(given, twin, kill).wait() for kill in ("select", "commit", "")]
-        assert ended == [-9, -9, 0], ended
+        ended = [start(given, twin, kill).wait() for kill in (*kills, "")]
+        assert ended == [*(-9 for _ in kills), 0], ended
     same = [results(a) == results(b) for a, b in zip(*map(run_folder.round_folders, (chain, twin)), strict=True)]
     assert all(same), same
-    return f"{len(same)} rounds after SIGKILL in k-center and in the commit: byte-identical"
+    return f"{len(same)} rounds of {chain.parent.name} after SIGKILL in {' and '.join(kills)}: byte-identical"
 
 
 def results(folder: Path) -> dict[str, object]:
@@ -266,7 +267,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", default="coreset,mal,bald,entropy,random")
     parser.add_argument("--at-once", type=int, default=2, help="chains at a time")
     parser.add_argument("--scanned", type=int, default=0, help="images of the pool that scans see; 0 (default): all")
-    parser.add_argument("--faults", action="store_true", help="kill the chain of coreset and the report too")
+    parser.add_argument("--faults", action="store_true", help="kill the first method's chain and the report too")
     parser.add_argument("--chain", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--kill", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -286,7 +287,7 @@ def main() -> None:
     works += report(given)
     print(tables(given, chains, works), flush=True)
     if given.faults:
-        print(faults(given, next(chain for chain in chains if chain.parent.name == "coreset")))
+        print(faults(given, chains[0]))
         print(kill_report(given, next(work.seconds for work in works if work.name.startswith("curves"))))
 
 
