@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from mal.config.frozen import load_chain
 from mal.config.schema import flat
 from mal.process.interrupt import Interrupt
 from mal.run import folder as run_folder
@@ -28,7 +29,7 @@ from mal.tracking.trackers import TRACKERS, Tracker
 
 FOLDER = "tracking"  # below the sweep's folder
 LOCK = ".tracking.lock"
-LOOK_SECONDS, LOCK_SECONDS = 5.0, 120.0
+LOOK_SECONDS, LOCK_SECONDS = 5.0, 1.0
 END_SECONDS, LEAVE_SECONDS = 60.0, 1.0  # waited for at a chain's end, and where it was told to stop
 
 log = logging.getLogger("mal.tracking")
@@ -102,9 +103,14 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     chain = Path(sys.argv[1])
-    with contextlib.suppress(TimeoutError), hold(chain / LOCK, LOCK_SECONDS):  # that of an attempt before may be ending
-        mirror(chain, sys.argv[2:])
-    return 0
+    while True:
+        try:
+            with hold(chain / LOCK, LOCK_SECONDS):
+                mirror(chain, sys.argv[2:])
+            return 0
+        except TimeoutError:  # that of an attempt before is still at it
+            if _ended(0) and run_folder.committed_rounds(chain) < load_chain(chain / run_folder.CONFIG).rounds:
+                return 0  # the next attempt's mirrors
 
 
 if __name__ == "__main__":
