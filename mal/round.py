@@ -10,7 +10,6 @@ commit
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from mal.data.dataset import Dataset
 from mal.data.image_set import Files, Note
 from mal.data.loader import build_loader, count_workers, require_memory, visible_labels
 from mal.data.pixel_statistics import pixel_statistics
+from mal.files import sha256
 from mal.labels.asking import asking_folder
 from mal.labels.ledger import PeoplesLedger, bookkeeping
 from mal.labels.sheet import request, why
@@ -158,14 +158,14 @@ class Rounds:
         origin = f"{self.config.fingerprint()}/{state.parent}/{self.dataset.digest}"
         trainer = Trainer(
             folder=folder / run_folder.CHECKPOINT,
-            identity=hashlib.sha256(origin.encode()).hexdigest(),
+            identity=sha256(origin.encode()),
             key=(self.config.seed, number),
             loader=loader,
             augmentation=self.augmentation,
             device=self.device,
             progress=progress,
             checkpoint_seconds=60 * self.config.checkpoint_minutes,
-            shared=self._shared() if number == 0 and self.config.share else None,
+            shared=self._shared(labels) if number == 0 and self.config.share else None,
         )
         scanner = Scanner(
             self.augmentation,
@@ -179,14 +179,15 @@ class Rounds:
         setting = Setting(self.config, number, state.labelled, remaining, loader, trainer, scanner)
         return setting, trainer, scanner
 
-    def _shared(self) -> Shared:
+    def _shared(self, labels: np.ndarray) -> Shared:
         """What other chains may have trained alike in round 0, and all that decides it besides networks and steps."""
         config, device, augmentation = self.config, self.device, self.augmentation
         origin = {
             "seed": config.seed,
             "data": [self.dataset.digest, asdict(config.dataset), config.loaders()],
             "pixels": [augmentation.mean.tolist(), augmentation.std.tolist()],
-            "frozen": config.backbone.get("freeze", False),
+            "labels": sha256(labels.tobytes()),
+            "backbone": config.backbone,
             "arithmetic": [config.precision, config.tf32, config.sync_batch_norm, torch.get_num_threads()],
             "machine": [device.name, device.world.size, torch.__version__, torch.version.cuda],
             "code": code_hash(),
