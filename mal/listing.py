@@ -204,9 +204,12 @@ def _each(look: Callable[[str], Found], folders: Sequence[str]) -> list[Found]:
 
 
 def _identity(root: Path, key: str) -> tuple[tuple[int, int], ...]:
-    if not root.is_dir():
-        raise ValueError(f"{key}: {root} is not a folder.")
-    state = root.stat()
+    try:
+        if not root.is_dir():
+            raise ValueError(f"{key}: {root} is not a folder.")
+        state = root.stat()
+    except OSError as error:
+        raise ValueError(f"{key}: {root} cannot be read ({error.strerror}).") from None
     return ((state.st_dev, state.st_ino),)
 
 

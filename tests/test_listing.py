@@ -150,7 +150,7 @@ def unprivileged(folder: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    for parent in (folder, *folder.parents[:3]):
+    for parent in (folder, *folder.parents[:4]):
         parent.chmod(0o755)
     os.seteuid(65534)
     try:

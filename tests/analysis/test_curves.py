@@ -245,6 +245,8 @@ def test_places_and_chains_of_an_older_launch_are_no_other_configuration(tmp_pat
             (places.setdefault(section, {}) if section else places)[name] = "here"
     places.pop("name")
     places["dataset"] |= {"name": "digits", "classes": 10}
+    places["backbone"] |= {"name": "small_cnn"}
+    places["task"] = {"epochs": 5}
     for key, value in NEUTRAL.items():
         section, _, name = key.rpartition(".")
         (places.setdefault(section, {}) if section else places).setdefault(name, value)

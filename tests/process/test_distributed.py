@@ -394,6 +394,7 @@ def collide(world: World, folder: Path) -> None:
     """An error of torch's own collectives is what the other process says that it had."""
     lost = DistBackendError("NCCL communicator was aborted")
     assert world.explained(lost) is lost
+    world.most(0)  # nobody has told anything before both have asked
     if not world.main:
         world._store.set("error", "process 1 on n1: ValueError: made up")
     world.most(0)

@@ -31,7 +31,7 @@ def text(log: Path) -> str:
 
 
 def states(*job_ids: int) -> list[str]:
-    return [job.state for job in read_queue(job_ids)]
+    return [job.state for job in read_queue([str(job) for job in job_ids])]
 
 
 def test_two_nodes_and_their_gpus(cluster: LocalSlurm, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ HABITS = {
     "task.lr =0.1": "Write task.lr=0.1",
     "task.lr= 0.1": "Write task.lr=0.1",
     "lr=0.1": "did you mean task.lr",
-    "data=/a(b": "\"data='/a(b'\"",
+    "task.lr=(1": "\"task.lr='(1'\"",
 }
 
 
@@ -75,7 +75,7 @@ def test_what_an_answer_suggests_is_taken() -> None:
     both = ["variants={mal_1:{method:mal,task.lr:0.1},mal_2:{method:mal,task.lr:0.01}}", "methods=[mal_1,mal_2]"]
     assert [chain.task.lr for chain in compose_sweep([*both, "seeds=1"]).chains] == [0.1, 0.01]
     assert compose_sweep(["cluster=slurm", "cluster.partition='a,b'"]).cluster["partition"] == "a,b"
-    assert compose_sweep(["data='/a(b'"]).chains[0].data == "/a(b"
+    assert compose_sweep(["data=/a(b"]).chains[0].data == "/a(b"
     assert compose_sweep(["seeds=[0,1,2]", "methods=[mal,random]"]).seeds == [0, 1, 2]
 
 
@@ -120,7 +120,7 @@ def has_default(field: Field[object]) -> bool:
 
 
 # Those whose files are to be named on the command line have no configuration without.
-OWN = {"folder", "mask_folder", "webdataset"}
+OWN = {"folder", "mask_folder", "webdataset", "own_features"}
 
 
 @pytest.mark.parametrize("dataset", sorted(set(choices("dataset")) - OWN))
@@ -165,7 +165,10 @@ def test_all_that_is_offered_is_a_key() -> None:
     known = sources(show("random", ["dataset=imagenet", "methods=[random]"]))
     known |= dict.fromkeys(re.findall(r"^(\w+): .*#", (CONF / "config.yaml").read_text(), re.M), ("", ""))
     unknown = {key for key in offered if key not in known and not key.startswith(("cluster.", "method."))}
-    assert unknown == {"show_config", "cluster", "experiment"}
+    pretrained = {
+        f"backbone.{key}" for key in ("weights", "weights_prefix", "freeze", "normalise")
+    }  # where they are set
+    assert unknown == {"show_config", "cluster", "experiment", *pretrained}
 
 
 def test_bash_completes_the_words_of_a_command_line(tmp_path: Path) -> None:
@@ -187,7 +190,14 @@ def test_bash_completes_the_words_of_a_command_line(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------- a Python without the packages
 
 SCRIPTS = ["sweeps/launch.py", "sweeps/status.py", "sweeps/cancel.py", "sweeps/study.py", "sweeps/completion.py"]
-SCRIPTS += ["sweeps/prune.py", "analysis/curves.py", "analysis/tuning.py", "-m mal.data.prepare", "-m slurm.local"]
+SCRIPTS += [
+    "sweeps/label.py",
+    "sweeps/prune.py",
+    "analysis/curves.py",
+    "analysis/tuning.py",
+    "-m mal.data.prepare",
+    "-m slurm.local",
+]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
