@@ -53,7 +53,7 @@ study: setup
 	$(PY) sweeps/study.py $(ARGS)
 
 test: debian .venv/.ffcv$(OF)
-	$(PY) -m pytest -n logical --dist loadfile $(ARGS)
+	$(PY) -m pytest -n logical --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: debian .venv/.dev$(OF)
 	$(PY) -m pytest -m chaos
