@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from mal.chain import run_chain
 from mal.config.compose import compose_sweep
 from mal.config.frozen import save_chain
 from mal.config.schema import Chain
@@ -21,7 +22,7 @@ from mal.data.augment import Augmentation
 from mal.data.loader import MemoryLoader
 from mal.files import write_atomic
 from mal.process.device import Device
-from mal.process.interrupt import Interrupt
+from mal.process.interrupt import Interrupt, Interrupted
 from mal.run import folder as run_folder
 from mal.run.heartbeat import Progress
 from mal.training.loop import Trainer
@@ -152,6 +153,19 @@ def losses(folder: Path) -> dict[str, list[float]]:
             for name, curve in history["losses"].items():
                 found[f"{round_folder.name} {phase} {name}"] = curve
     return found
+
+
+def assert_same_where_interrupted(config: Chain, place: Path) -> Path:
+    """Round 0 of a chain that was stopped twice, bit for bit that of one that was not, whose folder is returned."""
+    whole, broken = write_chain(place / "a", config), write_chain(place / "b", config)
+    run_chain(whole, 1, Interrupt())
+    for looks in (6, 9):
+        with pytest.raises(Interrupted):
+            run_chain(broken, 1, StopsAt(looks))
+    run_chain(broken, 1, Interrupt())
+    for name in (run_folder.QUERY, run_folder.HISTORY):
+        assert (whole / "round-0" / name).read_bytes() == (broken / "round-0" / name).read_bytes()
+    return whole
 
 
 def assert_same_science(folder: Path, other: Path) -> None:

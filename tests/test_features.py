@@ -15,7 +15,7 @@ from mal.config.checks import choices
 from mal.models.backbones import build_backbone
 from mal.process.interrupt import Interrupt, Interrupted
 from sweeps.launch import main
-from tests.chains import StopsAt, chain_config, write_chain
+from tests.chains import StopsAt, assert_same_where_interrupted, chain_config, write_chain
 
 ENCODER = ["dataset=digits", "backbone=small_cnn", "backbone.width=4", "device=cpu"]
 
@@ -85,14 +85,7 @@ def test_every_kind_of_method_trains_heads_on_them(method: str, made: Path, tmp_
 
 def test_one_cannot_tell_where_it_was_interrupted(made: Path, tmp_path: Path) -> None:
     config = chain_config("backbone=mlp", "backbone.width=16", f"features={made / 'set'}", f"data={tmp_path}")
-    whole, broken = write_chain(tmp_path / "a", config), write_chain(tmp_path / "b", config)
-    run_chain(whole, 1, Interrupt())
-    for looks in (6, 9):
-        with pytest.raises(Interrupted):
-            run_chain(broken, 1, StopsAt(looks))
-    run_chain(broken, 1, Interrupt())
-    for name in ("query.npy", "history.json"):
-        assert (whole / "round-0" / name).read_bytes() == (broken / "round-0" / name).read_bytes()
+    assert_same_where_interrupted(config, tmp_path)
 
 
 def test_a_launch_takes_them(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

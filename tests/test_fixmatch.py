@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from mal.chain import run_chain
 from mal.config.schema import Task
 from mal.data.strong import strongly
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
-from mal.process.interrupt import Interrupt, Interrupted
 from mal.task import FixMatch
 from mal.training.loop import Inputs
 from sweeps.launch import main
-from tests.chains import CPU, SHORT, StopsAt, chain_config, write_chain
+from tests.chains import CPU, SHORT, assert_same_where_interrupted, chain_config
 
 KEY = (0, 0, "task", "unlabelled_0", 5)
 
@@ -84,14 +82,7 @@ def test_an_interrupted_chain_is_the_uninterrupted_one(tmp_path: Path) -> None:
     config = chain_config(
         "task.semi=fixmatch", "task.batch=8", "task.epochs=0.1", "task.semi_ratio=2", method="entropy"
     )
-    whole, broken = write_chain(tmp_path / "a", config), write_chain(tmp_path / "b", config)
-    run_chain(whole, 1, Interrupt())
-    for looks in (6, 9):
-        with pytest.raises(Interrupted):
-            run_chain(broken, 1, StopsAt(looks))
-    run_chain(broken, 1, Interrupt())
-    for name in ("query.npy", "history.json"):
-        assert (whole / "round-0" / name).read_bytes() == (broken / "round-0" / name).read_bytes()
+    assert_same_where_interrupted(config, tmp_path)
 
 
 REFUSED = {

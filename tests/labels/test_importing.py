@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,19 +17,8 @@ from mal.labels.formats import Said, read_file
 from mal.labels.importing import Merger, find_image, import_files
 from mal.run import folder as run_folder
 from sweeps import label
-from tests.labels.pools import NAMES, asked_sweep, filled, truth, write_pool
+from tests.labels.pools import NAMES, filled, truth
 from tests.made_up_pools import png_of, write_mask_folder
-
-
-@pytest.fixture(scope="module")
-def asking(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("asking")
-    return asked_sweep(write_pool(root / "pool"), root / "runs")
-
-
-@pytest.fixture
-def sweep(asking: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(asking, tmp_path / "runs" / asking.name))
 
 
 def chain_of(sweep: Path) -> Path:

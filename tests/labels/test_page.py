@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -19,21 +18,10 @@ from mal.labels.session import Session, alone
 from mal.run import folder as run_folder
 from tests.browser import BROWSER, Tab, browser
 from tests.chains import ROOT, environment, launch
-from tests.labels.pools import NAMES, asked_sweep, overrides, truth, write_pool
+from tests.labels.pools import NAMES, overrides, truth, write_pool
 
 TOKEN = "a-token"
 HERE = {"base_url": "http://127.0.0.1:8000/"}
-
-
-@pytest.fixture(scope="module")
-def asking(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("asking")
-    return asked_sweep(write_pool(root / "pool"), root / "runs")
-
-
-@pytest.fixture
-def sweep(asking: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(asking, tmp_path / "runs" / asking.name))
 
 
 @pytest.fixture

@@ -10,13 +10,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mal.chain import run_chain
 from mal.models.backbones import build_backbone, describe_start
 from mal.models.pretrained import imagenet_file, trainable
 from mal.process.faults import Misplaced
-from mal.process.interrupt import Interrupt, Interrupted
 from sweeps.launch import main
-from tests.chains import SHORT, StopsAt, chain_config, write_chain
+from tests.chains import SHORT, assert_same_where_interrupted, chain_config
 
 RESNET = {"name": "resnet18"}
 
@@ -148,16 +146,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("freeze", ["true", "layers.5", "false"])
 def test_an_interrupted_chain_from_weights_is_the_uninterrupted_one(small: str, freeze: str, tmp_path: Path) -> None:
     config = chain_config(f"backbone.weights={small}", f"backbone.freeze={freeze}", "task.lr_backbone=0.0001")
-    whole, broken = write_chain(tmp_path / "a", config), write_chain(tmp_path / "b", config)
-    run_chain(whole, 1, Interrupt())
-    for looks in (6, 9):
-        with pytest.raises(Interrupted):
-            run_chain(broken, 1, StopsAt(looks))
-    run_chain(broken, 1, Interrupt())
-    rounds = [folder / "round-0" for folder in (whole, broken)]
-    assert (rounds[0] / "query.npy").read_bytes() == (rounds[1] / "query.npy").read_bytes()
-    assert (rounds[0] / "history.json").read_bytes() == (rounds[1] / "history.json").read_bytes()
-    told = json.loads((rounds[0] / "provenance.json").read_text())["weights"]
+    whole = assert_same_where_interrupted(config, tmp_path)
+    told = json.loads((whole / "round-0" / "provenance.json").read_text())["weights"]
     assert (told["loaded"], told["left_out"]) == (25, [])
 
 
