@@ -95,13 +95,12 @@ def images_of(plans: Sequence[ChainPlan], pool: int) -> dict[str, float]:
         for number in range(plan.committed, plan.target):
             for phase, (steps, images) in steps_of_round(plan.config, number, pool).items():
                 total[phase] += steps * images
+            total["scans"] += (pool + plan.config.dataset.test) / SCAN
         if plan.config.share and plan.committed == 0 < plan.target:
             for phase, (steps, images) in shared_phases(plan.config, pool).items():
                 same = signature(plan.config, phase)
                 total[phase] -= steps * images * (same in seen)
                 seen.add(same)
-        for _ in range(plan.committed, plan.target):
-            total["scans"] += (pool + plan.config.dataset.test) / SCAN
     return total
 
 

@@ -29,7 +29,7 @@ except ImportError as error:
 
 from mal.config.options import parse_boolean, parse_options
 from mal.config.registry import nearest
-from mal.files import run_command
+from mal.files import run_command, storage_fails
 from mal.labels.asking import SHEET, TO_LABEL, asking_folder, awaited
 from mal.labels.importing import Taken, chains_of, import_files
 from mal.listing import some
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:  # of the shared storage; what was done stays done
         if isinstance(error, BrokenPipeError):  # of `| head`
             raise
-        print(f"label.py: the storage fails ({error}). Run the same command again.", file=sys.stderr)
+        print(f"label.py: {storage_fails(error)}", file=sys.stderr)
         return 2
     return 0
 

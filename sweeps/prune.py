@@ -32,7 +32,7 @@ except ImportError as error:
 
 from mal.config.options import parse_boolean, parse_options
 from mal.config.registry import nearest
-from mal.files import run_command
+from mal.files import run_command, storage_fails
 from mal.run import folder as run_folder
 from mal.run.code_copy import CODE
 from mal.run.lock import hold
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:  # of the shared storage
         if isinstance(error, BrokenPipeError):  # of `| head`
             raise
-        print(f"prune.py: the storage fails ({error}). Run the same command again.", file=sys.stderr)
+        print(f"prune.py: {storage_fails(error)}", file=sys.stderr)
         return 1
     except SlurmError as error:
         print(f"prune.py: Slurm does not answer ({error}), so what its jobs need is not known.", file=sys.stderr)
