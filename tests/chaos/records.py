@@ -16,7 +16,8 @@ from typing import TypeVar
 class FaultRow:
     """One fault: when (UTC), by which code, in which kind of sweep, what struck whom, and what came of it.
 
-    outcome: went on, done (nothing was left to do), or person. seconds: until work went on on every chain that was hit.
+    outcome: went on; done (nothing was left to do); released (Slurm holds a job after a failing prolog, until a person
+    releases it); person (somebody had to launch again); lost. seconds: until work went on on every chain that was hit.
     """
 
     time: str
@@ -32,8 +33,8 @@ class FaultRow:
 class ChainRow:
     """One chain: its rounds wanted and committed, whether its files are those of an undisturbed one, and its time.
 
-    persons: how often somebody had to act. useful_s: seconds of its jobs whose work was kept; all_s: from the launch
-    to the last commit.
+    persons: how often somebody had to launch again; released: how often a job that Slurm held was. useful_s: seconds of
+    its jobs whose work was kept; all_s: from the launch to the last commit.
     """
 
     time: str
@@ -44,6 +45,7 @@ class ChainRow:
     committed: int
     identical: bool
     persons: int
+    released: int
     useful_s: float
     all_s: float
 
@@ -72,7 +74,7 @@ class Records:
 
     def chains(self) -> list[ChainRow]:
         """Oldest first."""
-        numbers = {"rounds": int, "committed": int, "persons": int, "useful_s": float, "all_s": float}
+        numbers = {"rounds": int, "committed": int, "persons": int, "released": int, "useful_s": float, "all_s": float}
         return [
             ChainRow(
                 **row | {k: kind(row[k]) for k, kind in numbers.items()} | {"identical": row["identical"] == "True"}
@@ -85,16 +87,19 @@ class Records:
         faults, chains = self.faults(), self.chains()
         if not faults:
             return f"{self.folder} holds no faults yet."
-        lines = [summary(faults, chains), "", "| fault | times | median s until work went on | longest | a person |"]
-        lines.append("|---|---|---|---|---|")
+        lines = [
+            summary(faults, chains),
+            "",
+            "| fault | times | median s until work went on | longest | released | a person |",
+        ]
+        lines.append("|---|---|---|---|---|---|")
         kinds = sorted({f.kind for f in faults}, key=lambda kind: (-sum(f.kind == kind for f in faults), kind))
         for kind in kinds:
             those = [fault for fault in faults if fault.kind == kind]
             seconds = [fault.seconds for fault in those]
-            persons = sum(fault.outcome == "person" for fault in those)
-            lines.append(
-                f"| {kind} | {len(those)} | {statistics.median(seconds):.1f} | {max(seconds):.0f} | {persons} |"
-            )
+            helped = [str(sum(fault.outcome == how for fault in those)) for how in ("released", "person")]
+            times = [str(len(those)), f"{statistics.median(seconds):.1f}", f"{max(seconds):.0f}"]
+            lines.append(f"| {' | '.join([kind, *times, *helped])} |")
         return "\n".join(lines)
 
     def _path(self, kind: type) -> Path:
@@ -112,10 +117,12 @@ def summary(faults: Sequence[FaultRow], chains: Sequence[ChainRow]) -> str:
     lost = sum(chain.rounds - chain.committed for chain in chains)
     differ = sum(not chain.identical for chain in chains)
     persons = sum(chain.persons > 0 for chain in chains)
+    released = sum(fault.outcome == "released" for fault in faults)
     if not chains:
         return f"{len(faults)} faults; no sweep has ended yet."
     useful = sum(chain.useful_s for chain in chains) / sum(chain.all_s for chain in chains)
     return (
         f"{len(faults)} faults, {len(chains)} chains of {sum(chain.rounds for chain in chains)} rounds: {lost} rounds "
-        f"lost, {differ} chains differ, {persons} chains needed a person, ETTR {useful:.2f}."
+        f"lost, {differ} chains differ, {persons} chains needed a person, {released} jobs that Slurm held were "
+        f"released, ETTR {useful:.2f}."
     )

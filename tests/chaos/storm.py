@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,7 +34,7 @@ from tests.slurm.fakes import failing_calls, forbidding_requeue
 ROUNDS = 3
 HANG_MINUTES = 3  # of a silent round; less is no hang where two cores carry tens of processes
 LONGEST_SECONDS = 1500.0  # of a sweep
-MOST_FAULTS = 12  # of a sweep: chains that take longer to start than faults are apart would never end
+MOST_FAULTS = 24  # of a sweep: chains that take longer to start than faults are apart would never end
 LOOK_SECONDS = 3.0  # between two looks for a chain that nobody works on
 # Of sweeps: how often, arguments, and what their jobs find on their nodes.
 SWEEPS: dict[str, tuple[int, list[str], str]] = {
@@ -59,7 +60,7 @@ class Open:
     moment: float
     pids: dict[int, int]
     waiting: set[int]
-    person: bool = False
+    helped: str = ""  # released, or person
     longest: float = 0.0
 
 
@@ -80,7 +81,7 @@ class Storm:
     sweeps: int = 0
     sweep: str = ""
     open: list[Open] = field(default_factory=list)
-    persons: dict[int, int] = field(default_factory=dict)
+    helped: Counter[tuple[str, int]] = field(default_factory=Counter)
     idle: dict[int, float] = field(default_factory=dict)
     looked: float = 0.0
 
@@ -112,7 +113,7 @@ class Storm:
         extra = [*extra, f"cluster.setup={lines}"]
         extra += [] if self.sweep == "short limit" else [f"cluster.hang_minutes={HANG_MINUTES}"]
         seeds = min(2, self.chains) if self.sweep == "two nodes" else self.chains
-        self.open, self.persons, self.idle = [], {}, {}
+        self.open, self.helped, self.idle = [], Counter(), {}
         runs = self.cluster.folder / f"runs-{self.sweeps}"
         return Trial(self.cluster, runs, seeds, self.rng, 0.0, extra, rounds=ROUNDS)
 
@@ -162,7 +163,7 @@ class Storm:
                     fault.waiting.discard(seed)
                     fault.longest = time.time() - fault.moment
             if not fault.waiting:
-                self._close(fault, "person" if fault.person else "done" if trial.done() else "went on")
+                self._close(fault, fault.helped or ("done" if trial.done() else "went on"))
 
     def _close(self, fault: Open, outcome: str) -> None:
         self.open.remove(fault)
@@ -191,7 +192,7 @@ class Storm:
             since = self.idle.setdefault(seed, self.looked)
             if self.looked - since < (0 if held and "held" in held.reason else 2 * LOOK_SECONDS if not held else 60):
                 continue
-            self._person(trial, seed)
+            self._help_with(trial, seed, "released" if held is not None and "held" in held.reason else "person")
             if held is not None:
                 trial.cluster.run("scontrol", "release", held.id, check=False)
             else:
@@ -200,10 +201,13 @@ class Storm:
             self.idle.pop(seed)
             return
 
-    def _person(self, trial: Trial, seed: int) -> None:
-        self.persons[seed] = self.persons.get(seed, 0) + 1
+    def _help_with(self, trial: Trial, seed: int, how: str) -> None:
+        """Count it, and keep what is needed to see why."""
+        self.helped[how, seed] += 1
         for fault in [fault for fault in self.open if seed in fault.waiting][-1:]:
-            fault.person = True
+            fault.helped = how
+        if how == "released":
+            return
         kept = Path(tempfile.mkdtemp(prefix="chaos-person-")) / "runs"
         shutil.copytree(trial.runs, kept, ignore=shutil.ignore_patterns("code"))
         print(f"{now()} a person must look at mal/seed-{seed} ({kept})", flush=True)
@@ -221,10 +225,11 @@ class Storm:
             useful = sum(attempt.seconds - attempt.lost for attempt in attempts)
             last = run_folder.round_folder(chain, committed - 1) / run_folder.COMMITTED
             spent = (last.stat().st_mtime if committed else time.time()) - begun
-            persons = self.persons.get(seed, 0)
+            persons, released = self.helped["person", seed], self.helped["released", seed]
             row = ChainRow(
-                now(), code_hash(), self.sweep, f"mal/seed-{seed}", ROUNDS, committed, same, persons, useful, spent
-            )
+                now(), code_hash(), self.sweep, f"mal/seed-{seed}", ROUNDS, committed, same, persons, released, useful,
+                spent,
+            )  # fmt: skip
             self._note(row)
             fine = fine and same and committed == ROUNDS
         self.bad += not fine
@@ -270,7 +275,8 @@ def run_storm(
     prolog.chmod(0o755)
     shape = ClusterShape(
         nodes=3, grace_s=5, kill_wait_s=3, slurmd_timeout_s=3, gpus_per_node=0, user_signal=seed % 2 == 1,
-        extra={"Prolog": str(prolog)},
+        # Processes of a job of two nodes meet on a port that follows from its number: not on that of another study.
+        extra={"Prolog": str(prolog), "FirstJobId": str(1 + 10_000 * (seed % 1000))},
     )  # fmt: skip
     setup = prepare_faults(folder, failing_calls(folder))
     forbidding_requeue(folder / "forbidding")

@@ -26,11 +26,11 @@ from tests.chaos.trial import LAUNCH, Trial, check_no_doubles, names_in, send, w
 STATUS = LAUNCH.with_name("status.py")
 Strike = Callable[[Trial], Iterator[list[int]]]
 MOMENTS = (errno.ESHUTDOWN, errno.ESTALE, errno.EIO, errno.ENOENT)  # of a shared file system
-# In every process of a job: a GPU that breaks and is mended, by a file for each node.
+# In every process that does a job's work: a GPU that breaks and is mended, by a file for each node.
 BROKEN_GPU = """
-import os
+import os, sys
 _flag = f"{os.environ.get('STORM')}/gpu-{os.environ.get('SLURMD_NODENAME')}"
-if "STORM" in os.environ and "SLURM_PROCID" in os.environ:
+if "STORM" in os.environ and "mal.chain" in sys.orig_argv:
     import torch
     def _step(real):
         def step(*arguments, **options):

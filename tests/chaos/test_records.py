@@ -7,7 +7,7 @@ from tests.chaos.records import ChainRow, FaultRow, Records
 from tests.chaos.strikes import hosts
 
 FAULT = FaultRow("2026-11-26T20:00:00Z", "abc", "plain", "SIGKILL", "mal/seed-0", "went on", 4.0)
-CHAIN = ChainRow("2026-11-26T20:00:00Z", "abc", "plain", "mal/seed-0", 3, 3, True, 0, 30.0, 40.0)
+CHAIN = ChainRow("2026-11-26T20:00:00Z", "abc", "plain", "mal/seed-0", 3, 3, True, 0, 0, 30.0, 40.0)
 
 
 def test_runs_add_up(tmp_path: Path) -> None:
@@ -17,13 +17,19 @@ def test_runs_add_up(tmp_path: Path) -> None:
         records.add(replace(FAULT, seconds=seconds))
         records.add(CHAIN)
     first.add(replace(FAULT, kind="disk full, for long", outcome="person", seconds=90.0))
+    first.add(replace(FAULT, kind="prolog failed", outcome="released"))
     second.add(replace(CHAIN, committed=2, identical=False, persons=2, useful_s=20.0))
     assert second.chains()[0] == CHAIN
     table = first.table().splitlines()
     assert table[0] == (
-        "3 faults, 3 chains of 9 rounds: 1 rounds lost, 1 chains differ, 1 chains needed a person, ETTR 0.67."
+        "4 faults, 3 chains of 9 rounds: 1 rounds lost, 1 chains differ, 1 chains needed a person, "
+        "1 jobs that Slurm held were released, ETTR 0.67."
     )
-    assert table[4:] == ["| SIGKILL | 2 | 6.0 | 8 | 0 |", "| disk full  for long | 1 | 90.0 | 90 | 1 |"]
+    assert table[4:] == [
+        "| SIGKILL | 2 | 6.0 | 8 | 0 | 0 |",
+        "| disk full  for long | 1 | 90.0 | 90 | 0 | 1 |",
+        "| prolog failed | 1 | 4.0 | 4 | 1 | 0 |",
+    ]
 
 
 def test_slurm_s_lists_of_nodes() -> None:
