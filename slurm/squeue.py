@@ -45,9 +45,10 @@ class Job:
     """A job that Slurm remembers.
 
     id: as Slurm's commands take it, 123, or 123_4 of an array's task. state: Slurm's long form (PENDING, RUNNING,
-    COMPLETING, SUSPENDED ...); reason: why it waits, in Slurm's words.
+    COMPLETING, SUSPENDED ...), but REQUEUED where squeue says COMPLETING of a job that is to start again; reason: why
+    it waits, in Slurm's words.
     start, end, submitted: in local time; for a waiting job Slurm's estimates; None where it has none.
-    nodes: Slurm's host list, empty while it waits.
+    nodes: Slurm's host list, empty while it waits, except for one that is being requeued.
     """
 
     id: str
@@ -69,7 +70,7 @@ class Job:
 
     @property
     def alive(self) -> bool:
-        """Whether it may still do work: COMPLETING is the cleaning up after a job."""
+        """Whether it may still do work: COMPLETING is the cleaning up after a job that does not start again."""
         return self.state not in OVER
 
     @property
@@ -214,7 +215,7 @@ def _job(number: str, values: Mapping[str, str]) -> Job:
     return Job(
         id=number,
         name=values["name"],
-        state=values["state"],
+        state="REQUEUED" if _comes_back(values) else values["state"],
         reason="" if values["reason"] == "None" else values["reason"],
         start=_time(values["start"]),
         end=_time(values["end"]),
@@ -224,6 +225,12 @@ def _job(number: str, values: Mapping[str, str]) -> Job:
         submitted=_time(values["submitted"]),
         comment="" if values["comment"] == "(null)" else values["comment"],
     )
+
+
+def _comes_back(values: Mapping[str, str]) -> bool:
+    """Whether a job that Slurm clears up after is to start again: the end of such a one is an estimate, and to come."""
+    end = _time(values["end"])
+    return values["state"] == "COMPLETING" and end is not None and end > datetime.now().astimezone()
 
 
 def _time(text: str) -> datetime | None:

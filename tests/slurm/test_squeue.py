@@ -8,9 +8,9 @@ import pytest
 from slurm.client import SlurmError, SlurmSilentError, call
 from slurm.local import LocalSlurm
 from slurm.squeue import ChainName, by_chain, job_name, parse_job_name, read_queue, runs_hash
-from tests.slurm_cluster import cluster, shared_cluster, wait_until
+from tests.slurm_cluster import cluster, patient_cluster, shared_cluster, shared_patient_cluster, wait_until
 
-__all__ = ["cluster", "shared_cluster"]
+__all__ = ["cluster", "patient_cluster", "shared_cluster", "shared_patient_cluster"]
 
 
 def test_names_tell_chains_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +52,26 @@ def test_the_queue_of_a_chain(cluster: LocalSlurm, tmp_path: Path, monkeypatch: 
     call("scancel", first.id)
     wait_until(lambda: read_queue([first.id])[0].state == "CANCELLED", "the end of the first job")
     assert first.id not in [job.id for job in read_queue()]
+
+
+@pytest.mark.slurm
+def test_a_job_that_is_being_requeued_waits(patient_cluster: LocalSlurm, tmp_path: Path) -> None:
+    busy = f"trap '' TERM; touch {tmp_path}/$SLURM_JOB_ID; while [ ! -e {tmp_path}/end ]; do sleep 0.1; done"
+    requeued, again, cancelled = (
+        call("sbatch", "--parsable", "--output=/dev/null", "--time=5", f"--wrap={busy}").strip() for _ in range(3)
+    )
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 3, "the jobs to start")
+    for job in (requeued, again):
+        call("scontrol", "requeue", job)
+    call("scancel", cancelled)
+    jobs = {job.id: job for job in read_queue()}  # Slurm waits for their processes
+    assert [jobs[job].state for job in (requeued, again, cancelled)] == ["REQUEUED", "REQUEUED", "COMPLETING"]
+    assert [(jobs[job].alive, jobs[job].waiting) for job in (again, cancelled)] == [(True, True), (False, False)]
+    call("scancel", again)
+    assert {job.id: job.state for job in read_queue()}[again] == "COMPLETING"
+    (tmp_path / "end").touch()
+    wait_until(lambda: len(read_queue()) < 3, "the ends")
+    wait_until(lambda: [(job.id, job.state) for job in read_queue()] == [(requeued, "PENDING")], "one to wait again")
 
 
 @pytest.mark.slurm
