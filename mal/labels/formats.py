@@ -150,23 +150,28 @@ def _json(name: str, text: str) -> Iterator[Said]:
 
 
 def _task(where: str, name: str, task: dict[str, Any]) -> Iterator[Said]:
-    """A task of Label Studio, by each annotator who has not skipped it."""
+    """A task of Label Studio, by each annotator; a skip means that they cannot tell, where nobody answered."""
     if "data" not in task:
         yield from _flat_task(where, name, task)
         return
     annotations = task.get("annotations", task.get("completions"))
     if not isinstance(annotations, list) or not isinstance(task["data"], dict):
         raise ValueError(f"{where}: no list `annotations` beside `data`: this is not an export of Label Studio.")
-    image = _image(where, task["data"])
+    image, skipped = _image(where, task["data"]), dict[str, Said]()
+    answered = False
     for annotation in annotations:
         if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
             raise ValueError(f"{where}: an annotation has no list `result`: this is not an export of Label Studio.")
         who = annotation.get("completed_by", "")
         who = who.get("email", who.get("id", "")) if isinstance(who, dict) else who
-        if annotation.get("was_cancelled"):
-            continue
-        if (label := _choice(where, annotation["result"])) is not None:
-            yield Said(where, f"{name}, annotator {who}", None, image, label)
+        annotator = f"{name}, annotator {who}"
+        if annotation.get("was_cancelled") or annotation.get("skipped"):
+            skipped[annotator] = Said(where, annotator, None, image, CANNOT_TELL)
+        elif (label := _choice(where, annotation["result"])) is not None:
+            answered = True
+            yield Said(where, annotator, None, image, label)
+    if not answered:
+        yield from skipped.values()
 
 
 def _choice(where: str, result: list[Any]) -> str | None:
@@ -185,16 +190,22 @@ def _choice(where: str, result: list[Any]) -> str | None:
 
 
 def _flat_task(where: str, name: str, task: dict[str, Any]) -> Iterator[Said]:
-    """A task of Label Studio's JSON-MIN: the answer beside the image, by the name of the control (`choice`)."""
-    skipped = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "image")
-    keys = [key for key in task if key not in skipped]
-    answers = [task[key] for key in ("choice", "choices", "label") if key in task] or [task[key] for key in keys[:1]]
-    if "image" not in task or (answers and not isinstance(answers[0], str | dict)):
-        raise ValueError(f"{where}: neither `data` nor `image` with a choice: this is not an export of Label Studio.")
-    if answers:
-        choices = answers[0]["choices"] if isinstance(answers[0], dict) and "choices" in answers[0] else [answers[0]]
-        if (label := _only(where, [str(choice) for choice in choices])) is not None:
-            yield Said(where, f"{name}, annotator {task.get('annotator', '')}", None, _image(where, task), label)
+    """A task of Label Studio's JSON-MIN: its data, `id`, the answer by the name of its control, who gave it, when."""
+    keys = list(task)
+    if "id" not in keys or "annotator" not in keys:
+        raise ValueError(f"{where}: neither `data` nor `annotator`: this is not an export of Label Studio.")
+    at = keys.index("id")
+    controls = keys[at + 1 : keys.index("annotator")]
+    if len(controls) > 1:
+        raise ValueError(f"{where}: {len(controls)} answers ({', '.join(controls)}): labels are those of one Choices.")
+    for control in controls:
+        answer = task[control]
+        choices = answer.get("choices") if isinstance(answer, dict) else [answer]
+        if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+            raise ValueError(f"{where}: {control} is not a choice: labels are those of image classification (Choices).")
+        if (label := _only(where, choices)) is not None:
+            image = _image(where, {key: task[key] for key in keys[:at]})
+            yield Said(where, f"{name}, annotator {task['annotator']}", None, image, label)
 
 
 def _image(where: str, data: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from mal.process.interrupt import Interrupt, Interrupted
 from mal.run import folder as run_folder
 from mal.run.ledger import read_history
 from tests.chains import StopsAt, outcome, run_chain_process, write_chain
+from tests.labels.exports import cvat_xml, label_studio, written, zipped
 from tests.labels.pools import Label, chain_of, filled, truth, waits, write_pool
 from tests.made_up_pools import write_mask_folder
 
@@ -131,6 +132,42 @@ def test_a_kill_before_any_change_of_labels_files_loses_and_doubles_nothing(
     assert kills > 20
     assert science(chain) == built_in["entropy"]
     assert len(store.batches(sweep)) == 3
+
+
+def label_studio_project(chain: Path, to: Path) -> Path:
+    """The whole project of Label Studio, with the rounds before: its JSON."""
+    return written(to / "project-3.json", label_studio(asked_so_far(chain)))
+
+
+def cvat_task(chain: Path, to: Path) -> Path:
+    """The same from CVAT: a zip with its XML."""
+    return zipped(to / "task.zip", "annotations.xml", cvat_xml(asked_so_far(chain)))
+
+
+def asked_so_far(chain: Path) -> dict[str, str]:
+    """What an annotator who knows says of all that was asked for: label by path."""
+    return {row[1]: truth(row[1]) for path in sorted(chain.glob(f"*/{TO_LABEL}")) for row in store.read_rows(path)}
+
+
+@pytest.mark.parametrize("method", ["mal", "entropy"])
+def test_exports_of_label_studio_and_cvat_give_the_rounds_of_the_built_in_oracle_killed_in_between(
+    pool: Path, built_in: dict[str, Any], tmp_path: Path, method: str
+) -> None:
+    config = chain_of(pool, method=method)
+    chain, sweep = write_chain(tmp_path, config), tmp_path / config.name
+    for number, export in enumerate((label_studio_project, cvat_task, label_studio_project)):
+        run_chain(chain, None, Interrupt())
+        assert waits(chain, config)
+        assert run_folder.committed_rounds(chain) == number
+        answers = export(chain, tmp_path)
+        assert killed_at(1, lambda answers=answers: import_files(sweep, [answers]))  # type: ignore[misc]
+        assert waits(chain, config), "an import that was killed gave nothing"
+        taken = import_files(sweep, [answers])
+        assert (len(taken.rows), taken.before) == ((6, 0), (5, 6), (5, 11))[number]
+        assert killed_at(1, lambda: run_chain(chain, None, Interrupt()))
+        assert run_folder.committed_rounds(chain) == number
+    run_chain(chain, None, Interrupt())
+    assert science(chain) == built_in[method]
 
 
 def test_some_labels_are_enough_and_refused_images_leave_the_pool(pool: Path, tmp_path: Path) -> None:

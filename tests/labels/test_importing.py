@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mal.labels.formats import Said, read_file
 from mal.labels.importing import Merger, find_image, import_files
 from mal.run import folder as run_folder
 from sweeps import label
+from tests.labels.exports import cvat_xml, datumaro, label_studio, label_studio_min, skip, written, zipped
 from tests.labels.pools import NAMES, filled, truth
 from tests.made_up_pools import png_of, write_mask_folder
 
@@ -36,139 +36,10 @@ def answered(sweep: Path) -> dict[int, str]:
 
 # ------------------------------------------------------------------------- real formats
 
-
-def label_studio(answers: dict[str, str], image: str = "/data/local-files/?d=pool/train/{}") -> list[dict[str, Any]]:
-    """An export of Label Studio 1.x, JSON, of a project with <Choices name="choice" toName="image">."""
-    return [
-        {
-            "id": number,
-            "annotations": [
-                {
-                    "id": 100 + number,
-                    "completed_by": 1,
-                    "result": [
-                        {
-                            "value": {"choices": [name]},
-                            "id": "Dx_aB91ISN",
-                            "from_name": "choice",
-                            "to_name": "image",
-                            "type": "choices",
-                            "origin": "manual",
-                        }
-                    ],
-                    "was_cancelled": False,
-                    "ground_truth": False,
-                    "created_at": "2026-11-26T10:00:00.000000Z",
-                    "updated_at": "2026-11-26T10:00:00.000000Z",
-                    "draft_created_at": None,
-                    "lead_time": 2.5,
-                    "prediction": {},
-                    "result_count": 1,
-                    "unique_id": "0d4a6cde-8a3e-4d6c-a0d8-37b8d8f5a7c1",
-                    "import_id": None,
-                    "last_action": None,
-                    "task": number,
-                    "project": 3,
-                    "updated_by": 1,
-                    "parent_prediction": None,
-                    "parent_annotation": None,
-                    "last_created_by": None,
-                }
-            ],
-            "file_upload": None,
-            "drafts": [],
-            "predictions": [],
-            "data": {"image": image.format(path.replace(" ", "%20"))},
-            "meta": {},
-            "created_at": "2026-11-26T09:00:00.000000Z",
-            "updated_at": "2026-11-26T10:00:00.000000Z",
-            "inner_id": number,
-            "total_annotations": 1,
-            "cancelled_annotations": 0,
-            "total_predictions": 0,
-            "comment_count": 0,
-            "unresolved_comment_count": 0,
-            "last_comment_updated_at": None,
-            "project": 3,
-            "updated_by": 1,
-            "comment_authors": [],
-        }
-        for number, (path, name) in enumerate(answers.items(), 1)
-    ]
-
-
-def cvat_xml(answers: dict[str, str], inside: str = "") -> str:
-    """An export "CVAT for images 1.1" of a task with tags."""
-    labels = "".join(
-        f"<label><name>{name}</name><color>#{n}a3d21</color><type>tag</type><attributes></attributes></label>"
-        for n, name in enumerate(NAMES)
-    )
-    images = "".join(
-        f'<image id="{n}" name="{path}" width="8" height="8"><tag label="{name}" source="manual"></tag>{inside}</image>'
-        for n, (path, name) in enumerate(answers.items())
-    )
-    return (
-        '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta><job><id>1</id>'
-        f"<size>{len(answers)}</size><mode>annotation</mode><overlap>0</overlap><labels>{labels}</labels></job>"
-        f"<dumped>2026-11-26 10:00:00.0+00:00</dumped></meta>{images}</annotations>\n"
-    )
-
-
-def datumaro(answers: dict[str, str]) -> dict[str, Any]:
-    """An export "Datumaro 1.0" of CVAT."""
-    return {
-        "info": {},
-        "categories": {
-            "label": {
-                "labels": [{"name": name, "parent": "", "attributes": []} for name in NAMES],
-                "attributes": ["occluded"],
-            },
-            "points": {"items": []},
-        },
-        "items": [
-            {
-                "id": path.rpartition(".")[0],
-                "annotations": [
-                    {"id": 0, "type": "label", "attributes": {}, "group": 0, "label_id": NAMES.index(name)}
-                ],
-                "attr": {"frame": n},
-                "point_cloud": {"path": ""},
-                "image": {"path": path, "size": [8, 8]},
-            }
-            for n, (path, name) in enumerate(answers.items())
-        ],
-    }
-
-
-def zipped(to: Path, member: str, content: str) -> Path:
-    with zipfile.ZipFile(to, "w") as archive:
-        archive.writestr(member, content)
-        archive.writestr("images/default/ant/0.png", b"")
-    return to
-
-
-def written(to: Path, content: Any) -> Path:
-    to.write_text(content if isinstance(content, str) else json.dumps(content))
-    return to
-
-
 FORMATS: dict[str, Callable[[Path, dict[str, str]], Path]] = {
     "label studio": lambda to, a: written(to / "project-3.json", label_studio(a)),
     "label studio, an address": lambda to, a: written(to / "p.json", label_studio(a, "https://example.org/pool/{}")),
-    "label studio, min": lambda to, a: written(
-        to / "min.json",
-        [
-            {
-                "image": f"s3://bucket/pool/{p}",
-                "id": n,
-                "choice": c,
-                "annotator": 1,
-                "annotation_id": n,
-                "lead_time": 1.0,
-            }
-            for n, (p, c) in enumerate(a.items())
-        ],
-    ),
+    "label studio, min": lambda to, a: written(to / "min.json", label_studio_min(a)),
     "cvat xml": lambda to, a: written(to / "annotations.xml", cvat_xml(a)),
     "cvat zip": lambda to, a: zipped(to / "task.zip", "annotations.xml", cvat_xml(a)),
     "datumaro": lambda to, a: written(to / "default.json", datumaro(a)),
@@ -195,6 +66,26 @@ def test_a_file_uploaded_to_label_studio_is_known_by_the_name_behind_its_mark(tm
         assert find_image(said, asked) == index
 
 
+def test_a_task_of_label_studio_that_all_skipped_cannot_be_told_and_a_skip_beside_an_answer_says_nothing(
+    sweep: Path, tmp_path: Path
+) -> None:
+    (first, p), (second, q), (_, unseen), *_ = asked(sweep)
+    tasks = label_studio({p: "ant", q: "ant", unseen: "ant"})
+    tasks[0]["annotations"] += [skip(tasks[0], 2)]
+    tasks[1]["annotations"] = [skip(tasks[1], 1), skip(tasks[1], 2), skip(tasks[1], 2)]
+    tasks[2]["annotations"] = []  # only a prediction and a draft
+    import_files(sweep, [written(tmp_path / "project.json", tasks)])
+    assert answered(sweep) == {first: "ant", second: "cannot tell"}
+
+
+def test_tasks_and_images_that_nobody_answered_yet_say_nothing(sweep: Path, tmp_path: Path) -> None:
+    (first, p), (_, q), *_ = asked(sweep)
+    (tmp_path / "a.xml").write_text(cvat_xml({p: "ant"}).replace("another/9.png", q))
+    for path in (written(tmp_path / "a.json", label_studio_min({p: "ant", q: ""})), tmp_path / "a.xml"):
+        import_files(sweep, [path])
+        assert answered(sweep) == {first: "ant"}
+
+
 def test_annotators_are_merged_by_majority_and_disagreements_told(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,7 +102,7 @@ def test_annotators_are_merged_by_majority_and_disagreements_told(
     assert "waits for 6 labels (1 given)" in told
     assert answered(sweep) == {first: "ant"}
     task = label_studio({p: "bee"})[0]
-    task["annotations"] += [task["annotations"][0] | {"completed_by": 2, "was_cancelled": True}]
+    task["annotations"] += [skip(task, 2)]
     with pytest.raises(ValueError, match="was labelled ant before"):  # the two of a task: one skipped it
         import_files(sweep, [written(tmp_path / "two.json", [task])])
 
@@ -254,6 +145,16 @@ BAD: dict[str, tuple[str, str | bytes | Callable[[dict[str, str]], Any], str]] =
         "a.json",
         lambda a: _changed(label_studio(a), lambda r: r["value"].update(choices=["ant", "bee"])),
         "task 1: 2 classes for one image: ant, bee",
+    ),
+    "two answers in min": (
+        "a.json",
+        '[{"image": "ant/0.png", "id": 1, "choice": "ant", "sure": "yes", "annotator": 1}]',
+        "task 1: 2 answers (choice, sure): labels are those of one Choices",
+    ),
+    "min of texts": (
+        "a.json",
+        lambda a: [task | {"choice": ["a", {}]} for task in label_studio_min(a)],
+        "task 1: choice is not a choice: labels are those of image classification",
     ),
     "boxes": (
         "a.json",
