@@ -1,10 +1,10 @@
 """A checkpoint by self-supervision, to start from: which of four ways an image of Fashion-MNIST is turned.
 
-    python -m benchmarks.rotation out=rotation.safetensors [epochs=3] [images=20000] [data=data]
+    python -m benchmarks.rotation out=rotation.safetensors [epochs=3] [images=20000] [KEY=VALUE of launch.py ...]
     python sweeps/launch.py dataset=fashion_mnist name=with backbone.weights=rotation.safetensors methods=[random]
     python sweeps/launch.py dataset=fashion_mnist name=without methods=[random]
 
-No label is used (Gidaris, Singh and Komodakis 2018). The network is the dataset's small_cnn.
+No label is used (Gidaris, Singh and Komodakis 2018). The network is the launch's: by default the dataset's small_cnn.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ BATCH = 128
 
 
 def main() -> int:
-    options = parse_options(
-        sys.argv[1:], {"out": "rotation.safetensors", "epochs": "3", "images": "20000", "data": "data"}
-    )
-    (config,) = compose_sweep(
-        ["dataset=fashion_mnist", "methods=[random]", "seeds=1", f"data={options['data']}"]
-    ).chains
+    own = {"out": "rotation.safetensors", "epochs": "3", "images": "20000"}
+    given, rest = [], []
+    for argument in sys.argv[1:]:
+        (given if argument.partition("=")[0] in own else rest).append(argument)
+    options = parse_options(given, own)
+    (config,) = compose_sweep(["dataset=fashion_mnist", *rest, "methods=[random]", "seeds=1"]).chains
     train = load(config.dataset, Path(config.data), 0).train
     images = torch.from_numpy(train.images[: int(options["images"])].copy()).float().div_(255)
     images = (images - images.mean()) / images.std()
