@@ -29,6 +29,7 @@ from mal.config.conf_folders import CONF, GROUPS, choices, names, own_folder
 from mal.config.registry import nearest
 from mal.files import run_command, storage_fails
 from sweeps import habits, show
+from sweeps.encoding import settle_features
 
 if TYPE_CHECKING:
     from sweeps.plan import ChainPlan
@@ -53,7 +54,10 @@ def main(arguments: list[str]) -> int:
         if shown:
             print(show.show(shown, arguments))
             return 0
-        sweep = compose_sweep(choose_cluster(arguments))
+        settled = settle_features(choose_cluster(arguments))
+        if settled is None:
+            return 0
+        sweep = compose_sweep(settled)
         if not sweep.watch:
             return launch(sweep)
         from sweeps.watching import watch

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 from mal import features as extraction
 from mal.chain import run_chain
 from mal.config.checks import choices
+from mal.files import sha256_file
 from mal.models.backbones import build_backbone
 from mal.process.interrupt import Interrupt, Interrupted
 from sweeps.launch import main
@@ -96,6 +98,67 @@ def test_a_launch_takes_them(made: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert set(floor) == {"1nn", "logistic", "svm"}
     assert max(floor.values()) > 15  # of a random encoder; 10 by chance
     assert "encoder: small_cnn" in (chain / "config.yaml").read_text()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the small encoder as its file has it."""
+    path = tmp_path_factory.mktemp("weights") / "encoder.safetensors"
+    torch.manual_seed(6)
+    safetensors.torch.save_file(build_backbone({"name": "small_cnn", "width": 16}, 1).state_dict(), path)
+    return path
+
+
+def asked(weights: Path, root: Path, *more: str) -> list[str]:
+    """A launch that names its encoder."""
+    words = ["dataset=digits", "features=small_cnn", f"backbone.weights={weights}", "device=cpu", "floor=off"]
+    return [*words, "task.epochs=1", "seeds=1", "rounds=1", f"runs={root / 'runs'}", f"data={root / 'data'}", *more]
+
+
+def test_a_launch_makes_the_features_of_a_backbone_once_for_all_sweeps(
+    weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local = ("cluster=local", "methods=[random]")
+    assert main(asked(weights, tmp_path, *local, "dry_run=true")) == 0
+    assert "a launch first takes 1,797 images through small_cnn" in capfd.readouterr().out
+    assert not (tmp_path / "data").exists()
+    assert main(asked(weights, tmp_path, *local, "cluster=slurm")) == 2
+    told = capfd.readouterr().err
+    assert "srun -n8 python -m mal.features dataset=digits" in told
+    assert main(asked(weights, tmp_path, *local)) == 0
+    (folder,) = (tmp_path / "data" / "features").iterdir()
+    assert np.load(folder / "train.npy").shape == (1347, 64)
+    made = (folder / "train.npy").stat().st_mtime_ns
+    assert main(asked(weights, tmp_path, *local, "name=again", "backbone.width=8", "backbone.normalise=pool")) == 0
+    assert (folder / "train.npy").stat().st_mtime_ns == made
+    for name in ("digits", "again"):
+        chain = tmp_path / "runs" / name / "random" / "seed-0"
+        assert (chain / "round-0" / "COMMITTED").is_file()
+        config = yaml.safe_load((chain / "config.yaml").read_text())
+        assert config["dataset"]["features"] == str(folder)
+        assert config["dataset"]["encoder"].startswith(f"small_cnn {sha256_file(weights)[:12]}")
+        assert (config["backbone"]["name"], config["backbone"].get("weights")) == ("mlp", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["backbone=resnet18"], "backbone=resnet18: the chains' backbone is a perceptron with features=small_cnn"),
+        (["task.epoch=3"], "did you mean task.epochs"),
+        (["task.semi=fixmatch"], "which features do not allow"),
+        (["oracle=files"], "digits brings its labels"),
+        (["backbone.weights=none.pt"], "backbone.weights=none.pt is not a file"),
+        (["backbone.weights=null"], "features of a network without weights say nothing"),
+        (["features=drn_d_22"], "drn_d_22"),
+        (["features=resnet81"], "features=resnet81 is no folder"),
+    ],
+)
+def test_what_cannot_be_asked_of_an_encoder_is_said_before_it_runs(
+    words: list[str], told: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(asked(weights, tmp_path, "methods=[random]", "cluster=local", *words)) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "data" / "features").exists()
 
 
 BAD = {

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.chains import ROOT
 from tests.made_up_runs import run, write_chain
 
 FLOOR = {"1nn": 61.25, "logistic": None, "svm": 70.1 / 3}
@@ -30,6 +33,19 @@ def test_a_notebook_reads_a_sweep_several_or_all(tmp_path: Path) -> None:
         load(tmp_path, "on")
     with pytest.raises(ValueError, match="no such folder"):
         load(tmp_path / "none")
+
+
+def test_the_example_of_the_readme_runs_in_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text().partition("In a notebook, from the checkout's folder:\n\n")[2]
+    *statements, last = dedent(text.partition("\n\n")[0]).splitlines()
+    for seed, value in enumerate((50, 70)):
+        write_chain(tmp_path / "runs", "mal", seed, [value, 80], name="digits")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec("\n".join(statements), names)
+    shown = eval(last, names)
+    assert shown.loc["mal"]["mean"].tolist() == [60, 80]
+    assert shown.loc["mal"]["count"].tolist() == [2, 2]
 
 
 def test_the_tidy_frame_has_a_column_for_each_signal_and_classifier(tmp_path: Path) -> None:
