@@ -129,7 +129,7 @@ def test_a_launch_makes_the_features_of_a_backbone_once_for_all_sweeps(
     (folder,) = (tmp_path / "data" / "features").iterdir()
     assert np.load(folder / "train.npy").shape == (1347, 64)
     made = (folder / "train.npy").stat().st_mtime_ns
-    assert main(asked(weights, tmp_path, *local, "name=again", "backbone.width=8", "backbone.normalise=pool")) == 0
+    assert main(asked(weights, tmp_path, *local, "name=again", "backbone.width=8")) == 0
     assert (folder / "train.npy").stat().st_mtime_ns == made
     for name in ("digits", "again"):
         chain = tmp_path / "runs" / name / "random" / "seed-0"
@@ -146,11 +146,11 @@ def test_a_launch_makes_the_features_of_a_backbone_once_for_all_sweeps(
         (["backbone=resnet18"], "backbone=resnet18: the chains' backbone is a perceptron with features=small_cnn"),
         (["task.epoch=3"], "did you mean task.epochs"),
         (["task.semi=fixmatch"], "which features do not allow"),
-        (["oracle=files"], "digits brings its labels"),
+        (["oracle=files"], "people label images, and with features= there are none"),
         (["backbone.weights=none.pt"], "backbone.weights=none.pt is not a file"),
         (["backbone.weights=null"], "features of a network without weights say nothing"),
         (["features=drn_d_22"], "drn_d_22"),
-        (["features=resnet81"], "features=resnet81 is no folder"),
+        (["features=resnet81"], "features=resnet81 is no folder and no backbone"),
     ],
 )
 def test_what_cannot_be_asked_of_an_encoder_is_said_before_it_runs(

@@ -65,9 +65,9 @@ def as_features(section: dict[str, Any], given: str) -> dict[str, Any]:
         raise ValueError(f"features={given} is for classification: {section['name']} is for {section['task']}.")
     if not folder.is_dir():
         raise ValueError(
-            f"features={given} is no folder: make it by `python -m mal.features dataset={section['name']} "
-            "backbone=resnet18 backbone.weights=imagenet`, or save train.npy, train_labels.npy, test.npy and "
-            "test_labels.npy there."
+            f"features={given} is no folder and no backbone: give features=resnet18 backbone.weights=imagenet, or a "
+            "folder that `python -m mal.features` made, or one with train.npy, train_labels.npy, test.npy and "
+            "test_labels.npy."
         )
     (train, labels), (test, _) = (open_part(folder, part) for part in PARTS)
     if train.shape[1] != test.shape[1]:

@@ -28,6 +28,8 @@ def check_people(chain: Chain) -> None:
         raise ValueError(f"labels.enough={enough} is out of range: it is the answered share, above 0 and at most 1.")
     if dataset.oracle != FILES:
         return
+    if dataset.features is not None:
+        raise ValueError(f"oracle={FILES}: people label images, and with features= there are none to show.")
     if not (dataset.train_images or dataset.class_list):
         raise ValueError(
             f"oracle={FILES}: {dataset.name} brings its labels. People label your own images: dataset=folder or "
