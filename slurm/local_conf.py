@@ -33,7 +33,7 @@ class ClusterShape:
     gpus_per_node: int = 2
     mem_gb_per_node: int = 16
     grace_s: int = 5
-    slurmd_timeout_s: int = 5
+    slurmd_timeout_s: int = 5  # with 3, Slurm 24.11 takes nodes for lost that are not
     kill_wait_s: int = 5
     requeue_s: int = 5  # the least that Slurm takes
     user_signal: bool = False

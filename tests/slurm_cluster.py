@@ -17,7 +17,7 @@ from slurm.local_conf import ClusterShape
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[LocalSlurm]:
     """Two nodes for all tests of a run."""
-    with _started(ClusterShape(grace_s=4, kill_wait_s=2, slurmd_timeout_s=3)) as running:
+    with _started(ClusterShape(grace_s=4, kill_wait_s=2)) as running:
         yield running
 
 
@@ -31,7 +31,7 @@ def cluster(shared_cluster: LocalSlurm, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.fixture(scope="session")
 def shared_patient_cluster() -> Iterator[LocalSlurm]:
     """Two nodes that leave a job a minute for its last words, where a test is about them."""
-    with _started(ClusterShape(grace_s=60, kill_wait_s=60, slurmd_timeout_s=3)) as running:
+    with _started(ClusterShape(grace_s=60, kill_wait_s=60)) as running:
         yield running
 
 

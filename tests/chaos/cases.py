@@ -29,7 +29,7 @@ class Case:
     extra: tuple[str, ...] = ()
 
 
-PLAIN = ClusterShape(grace_s=5, kill_wait_s=3, slurmd_timeout_s=3, gpus_per_node=0)
+PLAIN = ClusterShape(grace_s=5, kill_wait_s=3, gpus_per_node=0)
 BOTH = ("cluster.nodes=2",)
 SHORT = ("cluster.time.default=3",)
 CASES = {

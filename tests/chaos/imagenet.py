@@ -45,7 +45,7 @@ NUMBERS = [
     "method.width=16",
 ]  # fmt: skip
 LAUNCH = ["sweeps/launch.py", "dataset=imagenet", "seeds=3", *NUMBERS]
-SHAPE = ClusterShape(cpus_per_node=2, gpus_per_node=0, grace_s=10, slurmd_timeout_s=5)
+SHAPE = ClusterShape(cpus_per_node=2, gpus_per_node=0, grace_s=10)
 BLOWS = [(0.15, "preempted"), (0.4, "node lost"), (0.65, "preempted")]  # once so much of the training set is written
 TIMEOUT_S = 3 * 3600.0  # on a machine that others use too
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 @dataclass(frozen=True)
 class FaultRow:
-    """One fault: when (UTC), by which code, in which kind of sweep, what struck whom, and what came of it.
+    """One fault: when (UTC), by which code and Slurm, in which kind of sweep, what struck whom, and what came of it.
 
     outcome: went on; done (nothing was left to do); released (Slurm holds a job after a failing prolog, until a person
     releases it); person (somebody had to launch again); lost. seconds: until work went on on every chain that was hit.
@@ -22,6 +22,7 @@ class FaultRow:
 
     time: str
     code: str
+    slurm: str
     sweep: str
     kind: str
     target: str
@@ -39,6 +40,7 @@ class ChainRow:
 
     time: str
     code: str
+    slurm: str
     sweep: str
     chain: str
     rounds: int

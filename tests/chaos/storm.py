@@ -75,6 +75,7 @@ class Storm:
     rng: random.Random
     reference: Path
     setup: str
+    version: str
     chains: int = 4
     bad: int = 0
     struck: int = 0
@@ -125,9 +126,8 @@ class Storm:
             self.struck += 1
             outcome = "person" if helped else "went on"
             self.bad += helped
-            self._note(
-                FaultRow(now(), code_hash(), self.sweep, kind, f"{trial.seeds} chains", outcome, time.time() - begun)
-            )
+            row = FaultRow(*self._stamp(), kind, f"{trial.seeds} chains", outcome, time.time() - begun)
+            self._note(row)
 
     def _strike(self, trial: Trial) -> threading.Thread:
         """Strike now; the rest of it, until it is mended, in a thread."""
@@ -167,8 +167,12 @@ class Storm:
 
     def _close(self, fault: Open, outcome: str) -> None:
         self.open.remove(fault)
-        row = FaultRow(now(), code_hash(), self.sweep, fault.kind, fault.target, outcome, fault.longest)
+        row = FaultRow(*self._stamp(), fault.kind, fault.target, outcome, fault.longest)
         self._note(row)
+
+    def _stamp(self) -> tuple[str, str, str, str]:
+        """The first columns of a row."""
+        return now(), code_hash(), self.version, self.sweep
 
     def _note(self, row: FaultRow | ChainRow) -> None:
         print(row, flush=True)
@@ -227,9 +231,8 @@ class Storm:
             spent = (last.stat().st_mtime if committed else time.time()) - begun
             persons, released = self.helped["person", seed], self.helped["released", seed]
             row = ChainRow(
-                now(), code_hash(), self.sweep, f"mal/seed-{seed}", ROUNDS, committed, same, persons, released, useful,
-                spent,
-            )  # fmt: skip
+                *self._stamp(), f"mal/seed-{seed}", ROUNDS, committed, same, persons, released, useful, spent
+            )
             self._note(row)
             fine = fine and same and committed == ROUNDS
         self.bad += not fine
@@ -274,7 +277,7 @@ def run_storm(
     write_atomic(prolog, PROLOG.replace("STORM", str(folder)).encode())
     prolog.chmod(0o755)
     shape = ClusterShape(
-        nodes=3, grace_s=5, kill_wait_s=3, slurmd_timeout_s=3, gpus_per_node=0, user_signal=seed % 2 == 1,
+        nodes=3, grace_s=5, kill_wait_s=3, gpus_per_node=0, user_signal=seed % 2 == 1,
         # Processes of a job of two nodes meet on a port that follows from its number: not on that of another study.
         extra={"Prolog": str(prolog), "FirstJobId": str(1 + 10_000 * (seed % 1000))},
     )  # fmt: skip
@@ -284,7 +287,8 @@ def run_storm(
     reference = (reference or folder / "reference").resolve()
     undisturbed(reference, chains, ROUNDS)
     with private_cluster(shape, folder) as cluster:
-        storm = Storm(cluster, records, kinds, mtbf, rng, reference, setup, chains)
+        version = cluster.run("squeue", "--version").split()[-1]
+        storm = Storm(cluster, records, kinds, mtbf, rng, reference, setup, version, chains)
         while storm.struck < faults and time.time() < until:
             storm.run_sweep(until, faults)
             print(records.table().partition("\n")[0], flush=True)

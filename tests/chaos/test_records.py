@@ -6,8 +6,8 @@ from pathlib import Path
 from tests.chaos.records import ChainRow, FaultRow, Records
 from tests.chaos.strikes import hosts
 
-FAULT = FaultRow("2026-11-26T20:00:00Z", "abc", "plain", "SIGKILL", "mal/seed-0", "went on", 4.0)
-CHAIN = ChainRow("2026-11-26T20:00:00Z", "abc", "plain", "mal/seed-0", 3, 3, True, 0, 0, 30.0, 40.0)
+FAULT = FaultRow("2026-11-26T20:00:00Z", "abc", "22.05.8", "plain", "SIGKILL", "mal/seed-0", "went on", 4.0)
+CHAIN = ChainRow("2026-11-26T20:00:00Z", "abc", "22.05.8", "plain", "mal/seed-0", 3, 3, True, 0, 0, 30.0, 40.0)
 
 
 def test_runs_add_up(tmp_path: Path) -> None:
