@@ -36,10 +36,16 @@ _PASSING = re.compile(r"(Max|Grp)Submit|(Max|Grp)Jobs?(Per\w*)?(Limit)?\b|MaxJob
 _NO_CODE = re.compile(r"Job violates accounting/QOS policy")
 _CODE = re.compile(r"\b(QOS|Assoc)(Max|Min|Grp)\w+")
 SILENT_ATTEMPTS = 10  # of one sbatch while the controller is silent: about 90 s
-
+UNREACHED_SECONDS = 30  # that a job waits which has not reached our code: the next one would end in the same way
+UNREACHED_RESTARTS = 3  # of a job, up to which it then tries again, here or elsewhere
 
 # The first line of a job's log, before anything that can fail: where it ran.
 _HELLO = 'echo "job $SLURM_JOB_ID is on ${SLURMD_NODENAME:-$(hostname)}"'
+# What follows where a set-up line or the start of Python fails. A job that is cancelled meanwhile stays so.
+_UNREACHED = (
+    "trap 'sleep {seconds} && [ ${{SLURM_RESTART_COUNT:-0}} -lt {restarts} ] && scontrol requeue $SLURM_JOB_ID' EXIT"
+)
+_EXECUTE = "shopt -s execfail  # where Python is missing the line above comes into effect"
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,8 @@ class Submitter:
     def text(self, parameters: dict[str, Any], command: Sequence[str]) -> str:
         """An sbatch script that runs a command of the kept copy."""
         # after the profile's own commands, so that nothing they set comes first
-        parameters = parameters | {"setup": [_HELLO, *parameters.get("setup", []), self._export()]}
+        guard = _UNREACHED.format(seconds=UNREACHED_SECONDS, restarts=UNREACHED_RESTARTS)
+        parameters = parameters | {"setup": [_HELLO, guard, *parameters.get("setup", []), self._export(), _EXECUTE]}
         self._executor.parameters.clear()
         self._executor.update_parameters(**parameters)
         return str(self._executor._make_submission_file_text(f"exec {shlex.join(command)}", uid=""))

@@ -30,6 +30,8 @@ class Case:
 
 
 PLAIN = ClusterShape(grace_s=5, kill_wait_s=3, gpus_per_node=0)
+# Slurm's own pause is 121 s. A job that starts on its node again before what ran on there has been ended is held.
+PAUSE = ClusterShape(grace_s=5, kill_wait_s=3, gpus_per_node=0, requeue_s=20)
 BOTH = ("cluster.nodes=2",)
 SHORT = ("cluster.time.default=3",)
 CASES = {
@@ -55,7 +57,7 @@ CASES = {
     "kill_saving": Case("SIGKILL in the middle of a checkpoint", faults.killed_saving, PLAIN),
     "workers": Case("SIGTERM to every process of the step", faults.every_process_signalled, PLAIN),
     "node": Case("node lost with its jobs", faults.node_lost, PLAIN),
-    "cut_off": Case("node cut off, its jobs running on", faults.node_cut_off, PLAIN),
+    "cut_off": Case("node cut off, its jobs running on", faults.node_cut_off, PAUSE),
     "two_preempt": Case("two-node job preempted", faults.preempted, PLAIN, extra=BOTH),
     "two_signal": Case("two-node job, SIGTERM to rank 1 alone", faults.rank_signalled, PLAIN, extra=BOTH),
     "two_kill": Case("two-node job, SIGKILL of rank 1", faults.rank_killed, PLAIN, extra=BOTH),

@@ -1,16 +1,19 @@
 """What never starts by itself, and what ended before our code began, is said with what mends it."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mal.files import write_atomic
 from mal.run import folder as run_folder
 from slurm.local import LocalSlurm
 from slurm.squeue import Job, read_queue
 from slurm.stuck import remedy, stuck
 from slurm.submitted import note_submitted, read_submitted
 from slurm.traces import explain, note_began, without_trace
+from sweeps.cancel import main as cancel
 from sweeps.launch import main as launch
 from sweeps.status import main as status
 from tests.chains import SHORT, chain_config, write_chain
@@ -98,11 +101,13 @@ def test_a_held_job_is_said_with_the_command_that_releases_it(
 
 @pytest.mark.slurm
 def test_jobs_that_end_before_our_code_are_told_with_node_and_log(
-    cluster: LocalSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: LocalSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("slurm.submit.UNREACHED_SECONDS", 0)
+    monkeypatch.setattr("slurm.submit.UNREACHED_RESTARTS", 1)
     arguments = [*SHORT, "methods=[random]", "seeds=1", *ON_SLURM, f"runs={tmp_path}"]
     assert launch([*arguments, "cluster.setup=['source /nothing/venv/bin/activate || exit 1']"]) == 0
-    wait_until(lambda: not read_queue(), "the jobs to end")
+    wait_until(lambda: not read_queue(), "the jobs to end", timeout_s=180)
     capsys.readouterr()
     assert status([f"runs={tmp_path}"]) == 1
     said = capsys.readouterr().out
@@ -113,11 +118,30 @@ def test_jobs_that_end_before_our_code_are_told_with_node_and_log(
     submitted = read_submitted(tmp_path / "digits")
     told = explain([*submitted.values()])
     assert all(f"log {tmp_path}/digits/random/seed-0/slurm/{job}.log" in line for job, line in told.items())
+    logs = [Path(job.log).read_text() for job in submitted.values()]
+    assert [log.count("No such file or directory") for log in logs] == [2, 2]  # each has tried again
     assert launch(arguments) == 0
     assert "2 jobs ended without a trace, before our code started; new ones may do the same:" in capsys.readouterr().out
-    wait_until(lambda: not read_queue(), "the jobs to end")
+    wait_until(lambda: not read_queue(), "the jobs to end", timeout_s=180)
     assert status([f"runs={tmp_path}"]) == 0
     assert "without a trace" not in capsys.readouterr().out
+
+
+@pytest.mark.slurm
+def test_a_failure_before_our_code_does_not_use_up_a_chain_s_jobs(
+    cluster: LocalSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slurm.submit.UNREACHED_SECONDS", 4)
+    python, real = tmp_path / "python", sys.executable
+    monkeypatch.setattr("sys.executable", str(python))  # on a disk that is not there yet
+    assert launch([*SHORT, "methods=[random]", "seeds=2", *ON_SLURM, f"runs={tmp_path}"]) == 0
+    wait_until(lambda: len([job for job in read_queue() if job.state == "RUNNING"]) == 2, "two jobs to wait")
+    assert cancel([f"runs={tmp_path}", "name=digits", "seed=1"]) == 0
+    write_atomic(python, f'#!/bin/sh\nexec {real} "$@"\n'.encode())
+    python.chmod(0o755)
+    folders = [run_folder.chain_folder(tmp_path, "digits", "random", seed) for seed in (0, 1)]
+    wait_until(lambda: not read_queue(), "the jobs to end", timeout_s=180)
+    assert [run_folder.committed_rounds(folder) for folder in folders] == [2, 0]
 
 
 def test_where_slurm_has_forgotten_the_log_still_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
