@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mal.config.alike import with_discriminator
 from mal.config.schema import Chain, Minimax
 from mal.models.backbones import build_backbone
 from mal.models.heads import (
@@ -35,7 +36,7 @@ from mal.models.heads import (
 )
 from mal.models.pretrained import trainable
 from mal.process.device import Device
-from mal.training.loop import Inputs, Trainer, descend, steps_of
+from mal.training.loop import Fuller, Inputs, Trainer, descend, steps_of
 from mal.training.losses import cross_entropy
 from mal.training.optimizers import SGD, Adam, schedule
 
@@ -220,7 +221,12 @@ def train_minimax(config: Chain, trainer: Trainer, labelled: np.ndarray, unlabel
     m = config.minimax
     steps = steps_of(m.epochs, m.epoch_of, len(labelled) + len(unlabelled), len(labelled), m.batch)
     objective = MinimaxObjective(networks, m, trainer.device, steps)
-    trainer.run(PHASE, objective, {"labelled": labelled, "unlabelled": unlabelled}, m.batch, steps, recipe=m)
+    fuller: Fuller | None = None
+    if (with_d := with_discriminator(m)) is not None:
+        of_f_and_c = (name for name in objective.modules if not name.startswith("discriminator"))
+        fuller = Fuller(with_d, frozenset(of_f_and_c), frozenset(UPDATES) - {"discriminator"})
+    indices = {"labelled": labelled, "unlabelled": unlabelled}
+    trainer.run(PHASE, objective, indices, m.batch, steps, recipe=m, fuller=fuller)
     trained = objective.trained
     trained.eval()
     return trained

@@ -165,7 +165,7 @@ class Rounds:
             device=self.device,
             progress=progress,
             checkpoint_seconds=60 * self.config.checkpoint_minutes,
-            shared=self._shared(labels) if number == 0 and self.config.share else None,
+            shared=self._shared(number, labels) if self.config.share else None,
         )
         scanner = Scanner(
             self.augmentation,
@@ -179,11 +179,12 @@ class Rounds:
         setting = Setting(self.config, number, state.labelled, remaining, loader, trainer, scanner)
         return setting, trainer, scanner
 
-    def _shared(self, labels: np.ndarray) -> Shared:
-        """What other chains may have trained alike in round 0, and all that decides it besides networks and steps."""
+    def _shared(self, number: int, labels: np.ndarray) -> Shared:
+        """What other chains may have trained alike in a round, and all that decides it besides networks and steps."""
         config, device, augmentation = self.config, self.device, self.augmentation
         origin = {
             "seed": config.seed,
+            "round": number,
             "data": [self.dataset.digest, asdict(config.dataset), config.loaders()],
             "pixels": [augmentation.mean.tolist(), augmentation.std.tolist()],
             "labels": sha256(labels.tobytes()),
@@ -192,7 +193,7 @@ class Rounds:
             "machine": [device.name, device.world.size, torch.__version__, torch.version.cuda],
             "code": code_hash(),
         }
-        return Shared(self.chain, config, repr(origin))
+        return Shared(self.chain, config, number, repr(origin))
 
     def _task_model(self, setting: Setting, trainer: Trainer) -> TaskModel:
         init = self.config.task.init

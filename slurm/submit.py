@@ -13,8 +13,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -52,7 +52,7 @@ _EXECUTE = "shopt -s execfail  # where Python is missing the line above comes in
 class Wanted:
     """A chain that is to be committed up to `target`.
 
-    takes: the chains, METHOD/seed-S, of which one trains what it would train in round 0.
+    takes: the chains, METHOD/seed-S, that train what it would train too -> in how many of its first rounds.
     """
 
     method: str
@@ -60,7 +60,7 @@ class Wanted:
     dataset: str
     committed: int
     target: int
-    takes: tuple[str, ...] = ()
+    takes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ class Wanted:
 class Submission:
     """One job: the chains it works on (METHOD/seed-S), how far, and how many rounds that are; or a task of an array.
 
-    takes: chains whose first jobs a job waits for; tasks, which start in order, do not.
+    takes: chains whose jobs for the same round a job waits for; tasks, which start in order, do not.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Submitter:
         self.after: str | None = None  # a job that all others wait for, and do not start where it fails
         self._seen: set[str] = set()  # jobs that are in the queue already
         self._last: dict[str, tuple[int, str]] = {}  # of each chain, the job that goes furthest: how far, and its id
-        self._first: dict[str, str] = {}  # of each chain, the id of the job for its round 0
+        self._jobs: dict[str, list[tuple[int, str]]] = {}  # of each chain, how far its jobs go, and their ids
 
     def missing(self, wanted: Sequence[Wanted], jobs: Iterable[Job]) -> list[Submission]:
         """The jobs that the queue lacks, round by round over all chains.
@@ -110,7 +110,7 @@ class Submitter:
         for (method, seed), theirs in queued.items():
             last = max(theirs, key=lambda job: (job.until, order(job.id)))
             self._last[f"{method}/seed-{seed}"] = last.until, last.id
-            self._first[f"{method}/seed-{seed}"] = min(theirs, key=lambda job: (job.until, order(job.id))).id
+            self._jobs[f"{method}/seed-{seed}"] = [(job.until, job.id) for job in theirs]
         lacking: list[tuple[int, int, Submission]] = []
         for place, members in enumerate(self._groups(wanted, queued)):
             queue = {job.id: job for w in members for job in queued.get((w.method, w.seed), [])}
@@ -125,7 +125,7 @@ class Submitter:
             if self.spare and done < target and furthest < 2:
                 untils.append(target)
             for number, until in enumerate(untils, start=max(far, done) + 1 - done):
-                takes = {chain for w in members for chain in w.takes} - set(names) if until == 1 else set()
+                takes = {chain for w in members for chain, rounds in w.takes.items() if until <= rounds} - set(names)
                 submission = Submission(name, names, until, members[0].dataset, takes=tuple(sorted(takes)))
                 lacking.append((number, place, submission))
         submissions = [submission for _, _, submission in sorted(lacking, key=lambda entry: entry[:2])]
@@ -150,10 +150,15 @@ class Submitter:
             "comment": job_comment(submission.chains, submission.until),
         }
         chains = [str(self.runs / self.sweep / chain) for chain in submission.chains]
-        first = {self._first[chain] for chain in submission.takes if chain in self._first}
+        first = {job for chain in submission.takes if (job := self._job_of(chain, submission.until))}
         # However those end: where nothing can be taken from them, the chain trains.
         waits = ",".join(["singleton", *(f"afterany:{job}" for job in sorted(first, key=order))])
         return self._script(submission, waits, further, [*chains, "--until", str(submission.until)])
+
+    def _job_of(self, chain: str, until: int) -> str:
+        """The id of the first job of a chain that commits so many rounds; empty where it has none."""
+        far = [(goes, order(job), job) for goes, job in self._jobs.get(chain, ()) if goes >= until]
+        return min(far)[2] if far else ""
 
     def array_script(self, tasks: Sequence[Submission], digest: str) -> str:
         """The sbatch script of an array; digest: of what its tasks are for."""
@@ -290,7 +295,7 @@ class Submitter:
         self._seen.add(job)
         for chain in submission.chains:
             self._last[chain] = submission.until, job
-            self._first.setdefault(chain, job)
+            self._jobs.setdefault(chain, []).append((submission.until, job))
         log = str(self._log(submission)).removesuffix("%j.log") + f"{job}.log"
         where = self.runs / self.sweep
         note_submitted(where, job, submission.name, submission.chains, submission.until, log)

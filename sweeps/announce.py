@@ -78,7 +78,7 @@ def _takes(plans: Sequence[ChainPlan], pool: int, gpus: int, rates: Rates) -> st
     alone = sum((hours(images_of(unshared(plans), pool), rates) or {}).values())
     shared = alone - sum(found.values())
     less = (
-        f"{NEXT}{shared:,.1f} ({shared / alone:.0%}) fewer as like chains train round 0 once (share=true)"
+        f"{NEXT}{shared:,.1f} ({shared / alone:.0%}) fewer as chains that are alike train once (share=true)"
         if shared
         else ""
     )

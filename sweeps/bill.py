@@ -12,9 +12,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
-from mal.config.alike import TRAINED_AS, shared_phases, signature
+from mal.config.alike import TRAINED_AS, shared_phases, signatures
 from mal.config.schema import Chain
 from mal.config.sizes import steps_of_round
 from mal.run import folder as run_folder
@@ -87,20 +88,20 @@ def images_per_second(config: Chain) -> float | None:
 def images_of(plans: Sequence[ChainPlan], pool: int) -> dict[str, float]:
     """Images of the rounds to do, by phase; those of `scans` as many as cost so much training.
 
-    What chains take in round 0 from an earlier one of the plans (share=true) is not counted again.
+    What chains take from an earlier one of the plans (share=true) is not counted again.
     """
     total: dict[str, float] = defaultdict(float)
-    seen: set[str] = set()
+    seen: set[tuple[int, str]] = set()
     for plan in plans:
+        names = cache(partial(signatures, plan.config))  # those of round 1 are those of all after it
         for number in range(plan.committed, plan.target):
             for phase, (steps, images) in steps_of_round(plan.config, number, pool).items():
                 total[phase] += steps * images
             total["scans"] += (pool + plan.config.dataset.test) / SCAN
-        if plan.config.share and plan.committed == 0 < plan.target:
-            for phase, (steps, images) in shared_phases(plan.config, pool).items():
-                same = signature(plan.config, phase)
-                total[phase] -= steps * images * (same in seen)
-                seen.add(same)
+            for phase, (steps, images) in shared_phases(plan.config, number, pool).items() if plan.config.share else ():
+                own, *others = ((number, each) for each in names(phase, min(number, 1)))
+                total[phase] -= steps * images * (not seen.isdisjoint((own, *others)))
+                seen.add(own)
     return total
 
 
@@ -116,7 +117,7 @@ def hours(images: Mapping[str, float], rates: Rates) -> dict[str, float] | None:
 
 
 def unshared(plans: Sequence[ChainPlan]) -> list[ChainPlan]:
-    """The same plans where each chain trains its round 0 itself."""
+    """The same plans where each chain trains its rounds itself."""
     return [replace(plan, config=replace(plan.config, share=False)) for plan in plans]
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,15 +85,17 @@ def run_local(plans: list[ChainPlan], workers: int, board: Board, code: Path) ->
     return 1 if any(row.status in ("failed", "locked", "interrupted") for row in rows) else 0
 
 
-def _next(waiting: list[Row], running: Sequence[Worker], before: Mapping[Path, Collection[Path]]) -> Row | None:
-    """Take from the waiting the first that does not wait for round 0 of a running chain, which trains the same.
+def _next(waiting: list[Row], running: Sequence[Worker], before: Mapping[Path, Mapping[Path, int]]) -> Row | None:
+    """Take from the waiting the first that does not wait for rounds of a running chain, which trains the same in them.
 
-    before: the folders of such chains, by a chain's folder. None where there is none to start now.
+    before: by a chain's folder, those of such chains and in how many rounds. None where there is none to start now.
     """
-    busy = {
-        w.row.plan.folder for w in running if not run_folder.is_committed(run_folder.round_folder(w.row.plan.folder, 0))
-    }
-    row = next((row for row in waiting if not busy & set(before.get(row.plan.folder, ()))), None)
+    committed = {w.row.plan.folder: run_folder.committed_rounds(w.row.plan.folder) for w in running}
+
+    def waits(row: Row) -> bool:
+        return any(committed.get(chain, n) < n for chain, n in before.get(row.plan.folder, {}).items())
+
+    row = next((row for row in waiting if not waits(row)), None)
     if row is not None:
         waiting.remove(row)
     return row

@@ -107,14 +107,15 @@ def freeze(plans: list[ChainPlan]) -> None:
                 write_atomic(path, amended(path, plan.config).encode())
 
 
-def leaders_of(plans: Sequence[ChainPlan]) -> dict[Path, list[Path]]:
-    """Folder of a chain -> those of earlier ones that train what its round 0 does, where it may take it."""
+def leaders_of(plans: Sequence[ChainPlan]) -> dict[Path, dict[Path, int]]:
+    """Folder of a chain -> those of earlier ones of which it may take phases -> up to how many rounds."""
     states = (State.NEW, State.PART, State.RUNNING)
-    first = [plan for plan in plans if plan.state in states and not plan.committed and plan.config.share]
-    if not first:
+    left = [plan for plan in plans if plan.state in states and plan.config.share]
+    if not left:
         return {}
-    found = leaders([plan.config for plan in first], pool_size(first[0].config.dataset))
-    return {first[place].folder: [first[i].folder for i in sorted(places)] for place, places in found.items()}
+    done, pool = [plan.committed for plan in left], pool_size(left[0].config.dataset)
+    found = leaders([plan.config for plan in left], done, pool)
+    return {left[i].folder: {left[leader].folder: n for leader, n in each.items()} for i, each in found.items()}
 
 
 def share_threads(plans: list[ChainPlan], share: int) -> None:

@@ -95,7 +95,7 @@ def prune(runs: Path, name: str, kinds: Sequence[str], queue: Sequence[Job], app
     if others:
         print(f"  left alone   {', '.join(others)}")
     found = [each for view in finished for each in useless_in(view.folder)]
-    found += [] if others else unnamed_code(runs / name)
+    found += [] if others else [*left_shared(runs / name), *unnamed_code(runs / name)]
     found = [each for each in found if each.kind in kinds]
     total = 0
     for kind in kinds:
@@ -126,6 +126,12 @@ def useless_in(chain: Path) -> Iterator[Useless]:
     for path in (chain / run_folder.LOG, *sorted((chain / "slurm").glob("*.log"))):
         if path.is_file():
             yield Useless("logs", path, chain)
+
+
+def left_shared(sweep: Path) -> list[Useless]:
+    """What chains kept for each other, where one was killed before it removed it."""
+    folder = sweep / run_folder.SHARED
+    return [Useless("checkpoints", folder)] if folder.is_dir() else []
 
 
 def unnamed_code(sweep: Path) -> list[Useless]:

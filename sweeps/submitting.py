@@ -239,7 +239,7 @@ def _wanted(plans: Sequence[ChainPlan], queue: Sequence[Job], sweep: Sweep) -> l
         config = plan.config
         if config.dataset.oracle == FILES:
             target = min(target, plan.committed + 1)  # the round after it needs labels that nobody has given
-        others = tuple(f"{chain.parent.name}/{chain.name}" for chain in takes.get(plan.folder, ()))
+        others = {f"{chain.parent.name}/{chain.name}": rounds for chain, rounds in takes.get(plan.folder, {}).items()}
         wanted.append(Wanted(config.method["name"], config.seed, config.dataset.name, plan.committed, target, others))
     return wanted
 

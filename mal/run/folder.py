@@ -42,6 +42,7 @@ ANSWERS = "answers.npz"
 COMMITTED = "COMMITTED"
 FAILED = "FAILED"
 CHECKPOINT = "checkpoint"
+SHARED = ".shared"  # of a sweep: what its chains take from each other
 PROGRESS = "progress.json"
 
 FORMAT = 1

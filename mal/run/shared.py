@@ -1,9 +1,9 @@
-"""Phases of round 0 that several chains of a sweep train alike: trained by one of them, taken by the others.
+"""Phases of a round that several chains of a sweep train alike: trained by one of them, taken by the others.
 
 What a phase ends with is a function of what it begins with, so it is kept under the hash of that: the networks as they
 were initialised, the configuration of a step, batches, data, code and machine. A chain that would begin with the same
 takes the networks instead of training them, bit for bit. What is kept is a convenience: where it is missing, damaged or
-cannot be read, the chain trains. The last chain of the sweep to need it removes it.
+cannot be read, the chain trains. The last chain of the seed to commit the round removes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mal.config.alike import TRAINED_AS, signature
+from mal.config.alike import TRAINED_AS, signatures
 from mal.config.frozen import load_chain
 from mal.config.schema import Chain
 from mal.process.distributed import World
@@ -30,12 +30,10 @@ from mal.run import folder as run_folder
 
 log = logging.getLogger(__name__)
 
-FOLDER = ".shared"
-
 
 @dataclass(frozen=True)
 class Shared:
-    """What one chain may take from others of its sweep and seed in round 0, and keep for them.
+    """What one chain may take from others of its sweep and seed in round `number`, and keep for them.
 
     origin: all that a phase depends on besides what `identity` is given. taken: of this round, phase -> the chain that
     trained it.
@@ -43,6 +41,7 @@ class Shared:
 
     chain: Path
     config: Chain
+    number: int
     origin: str
     taken: dict[str, str] = field(default_factory=dict)
 
@@ -94,26 +93,33 @@ class Shared:
             log.warning("Phase %s cannot be kept for other chains (%s): they train it themselves.", phase, error)
 
     def clear(self) -> None:
-        """Remove what is kept, where no chain of the seed has round 0 before it; called after this one's commit."""
-        if not self._others():
-            shutil.rmtree(self._folder(), ignore_errors=True)
-            with contextlib.suppress(OSError):  # other seeds have not finished
-                self._folder().parent.rmdir()
+        """Remove what is kept of this round and those before it, where no chain of the seed has them before it.
+
+        Called after this one's commit; one before it may have been killed between the two.
+        """
+        for number in range(self.number + 1):
+            if (folder := self._folder(number)).exists() and not self._others(number):
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # other rounds or seeds have not finished
+                    folder.parent.rmdir()
+                    folder.parent.parent.rmdir()
 
     def _wanted(self, phase: str) -> bool:
         """Whether another chain has the phase before it. phase: as it is named in training."""
         named = next(name for name, trained in TRAINED_AS.items() if trained == phase)
-        own = signature(self.config, named)
-        return any(signature(load_chain(other / run_folder.CONFIG), named) == own for other in self._others())
+        own = signatures(self.config, named, self.number)[0]
+        return any(own in signatures(other, named, self.number) for other in self._others(self.number))
 
-    def _others(self) -> list[Path]:
-        """The other chains of the sweep and seed whose round 0 is not committed."""
+    def _others(self, number: int) -> list[Chain]:
+        """Of the other chains of the sweep and seed, those that have round `number` before them."""
         sweep, seed = self.chain.parent.parent, self.chain.name
-        chains = (config.parent for config in sweep.glob(f"*/{seed}/{run_folder.CONFIG}"))
-        return [c for c in chains if c != self.chain and not run_folder.is_committed(run_folder.round_folder(c, 0))]
+        chains = [path.parent for path in sweep.glob(f"*/{seed}/{run_folder.CONFIG}") if path.parent != self.chain]
+        left = [c for c in chains if not run_folder.is_committed(run_folder.round_folder(c, number))]
+        configs = [load_chain(chain / run_folder.CONFIG) for chain in left]
+        return [config for config in configs if number < config.rounds]
 
-    def _folder(self) -> Path:
-        return self.chain.parent.parent / FOLDER / self.chain.name
+    def _folder(self, number: int) -> Path:
+        return self.chain.parent.parent / run_folder.SHARED / self.chain.name / f"round-{number}"
 
     def _path(self, phase: str, identity: str) -> Path:
-        return self._folder() / f"{phase}-{identity[:16]}.ckpt"
+        return self._folder(self.number) / f"{phase}-{identity[:16]}.ckpt"

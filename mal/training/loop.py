@@ -11,6 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,14 @@ class History:
         self.diverged = self.diverged or diverged(self.first, self.last)
         return True
 
+    def only(self, names: AbstractSet[str]) -> None:
+        """Forget all losses but these, as if no other had been computed."""
+        for each in (self.curves, self.sums, self.first):
+            for name in each.keys() - names:
+                del each[name]
+        windows = (dict(zip(self.curves, means, strict=True)) for means in zip(*self.curves.values(), strict=True))
+        self.diverged = next(filter(None, (diverged(self.first, window) for window in windows)), "")
+
     @property
     def last(self) -> dict[str, float]:
         """The mean losses of the last window."""
@@ -166,6 +175,18 @@ class Parts:
             yield np.concatenate([s.step(t)[self.places[name][1]] for name, s in self.streams.items()])
 
 
+@dataclass(frozen=True)
+class Fuller:
+    """A recipe that trains what a phase does, bit for bit, and more besides: the phase can be taken from its end.
+
+    modules, losses: the names of the networks and of the curves that the phase has of it.
+    """
+
+    recipe: object
+    modules: frozenset[str]
+    losses: frozenset[str]
+
+
 class Trainer:
     """Runs the phases of one round, each resumable at any step."""
 
@@ -202,11 +223,13 @@ class Trainer:
         batch: int,
         steps: int,
         recipe: object = None,
+        fuller: Fuller | None = None,
     ) -> None:
         """Train `objective` for `steps` steps, from the last checkpoint of this phase where there is one.
 
         indices: the int64 absolute indices to draw each named part of a step from, e.g. labelled and unlabelled;
-        recipe: the section of the configuration that decides a step, where other chains may train the same phase.
+        recipe: the section of the configuration that decides a step, where other chains may train the same phase;
+        fuller: a recipe of theirs of which the phase is a part.
         Raises `Interrupted`, after saving, where a stop was asked for.
         """
         streams = {name: TrainingStream(i, batch, (*self.key, phase, name)) for name, i in indices.items()}
@@ -215,6 +238,9 @@ class Trainer:
         _check_batches(streams, world)
         same = self._same(phase, objective, indices, batch, steps, recipe)
         start = self._restore(phase, objective, history) or self._take(phase, same, objective, history, steps)
+        if not start and fuller is not None:
+            whole = self._same(phase, objective, indices, batch, steps, fuller.recipe)
+            start = self._take(phase, whole, objective, history, steps, fuller)
         world.align(objective.modules.values())
         for module in objective.modules.values():
             module.train()
@@ -294,7 +320,15 @@ class Trainer:
             lambda: shared.identity(phase, recipe, objective.modules, objective.optimizers, indices, batch, steps)
         )
 
-    def _take(self, phase: str, same: str, objective: Objective, history: History, steps: int) -> int:
+    def _take(
+        self,
+        phase: str,
+        same: str,
+        objective: Objective,
+        history: History,
+        steps: int,
+        fuller: Fuller | None = None,
+    ) -> int:
         """The end of the phase from a chain that trained the same, where there is one: the step to go on from."""
         if not same or self.shared is None:
             return 0
@@ -302,8 +336,11 @@ class Trainer:
         if state is None:
             return 0
         for name, module in objective.modules.items():
-            module.load_state_dict(state["modules"][name])
+            if fuller is None or name in fuller.modules:
+                module.load_state_dict(state["modules"][name])
         _set_history(history, state["history"])
+        if fuller is not None:
+            history.only(fuller.losses)
         return steps
 
     def _keep(self, phase: str, same: str, objective: Objective, history: History) -> None:

@@ -76,10 +76,10 @@ def test_what_is_queued_is_not_submitted_again(tmp_path: Path) -> None:
     assert lacking(submitter, wanted("mal/seed-0", committed=3)) == []
 
 
-def test_only_the_first_job_of_a_chain_waits_for_another_chain(tmp_path: Path) -> None:
+def test_jobs_of_rounds_that_are_alike_wait_for_those_of_another_chain(tmp_path: Path) -> None:
     submitter = Submitter("try", tmp_path, profile(), CODE)
     random, entropy = wanted("random/seed-0", "entropy/seed-0")
-    entropy = replace(entropy, takes=("random/seed-0",))
+    entropy = replace(entropy, takes={"random/seed-0": 1})
     name = submitter.missing([random], [])[0].name
     queue = [replace(in_queue(name, until, "random/seed-0"), id=str(until + 6)) for until in (3, 1, 2)]
     first, *others = submitter.missing([random, entropy], queue)
@@ -89,6 +89,11 @@ def test_only_the_first_job_of_a_chain_waits_for_another_chain(tmp_path: Path) -
     assert "--dependency=singleton,afterany:7,afterok:5\n" in submitter.script(first)
     begun = replace(entropy, committed=1)
     assert [submission.takes for submission in submitter.missing([random, begun], queue)] == [(), ()]
+    twin = replace(entropy, takes={"random/seed-0": 3})
+    dependencies = [submitter.script(each).partition("--dependency=")[2] for each in submitter.missing([twin], queue)]
+    assert [each.partition("\n")[0] for each in dependencies] == [
+        f"singleton,afterany:{job},afterok:5" for job in (7, 8, 9)
+    ]
     alone = Submitter("try", tmp_path, profile(), CODE)  # the first chain's jobs are gone, or it has none left
     assert "--dependency=singleton\n" in alone.script(alone.missing([entropy], [])[0])
 

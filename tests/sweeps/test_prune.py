@@ -92,6 +92,16 @@ def test_what_a_finished_chain_needs_no_more_goes_and_its_rounds_stay(runs: Path
     assert run_chain_process(done).returncode == 0  # which finds nothing to do
 
 
+def test_what_chains_kept_for_each_other_goes_once_all_are_finished(runs: Path) -> None:
+    kept = runs / "digits" / run_folder.SHARED / "seed-0" / "round-1" / "task-0123.ckpt"
+    write_json(kept, {})
+    assert main([f"runs={runs}", "what=checkpoints", "apply=true"]) == 0
+    assert kept.is_file()  # a chain may take it
+    shutil.rmtree(runs.joinpath("digits", *PART))
+    assert main([f"runs={runs}", "what=checkpoints", "apply=true"]) == 0
+    assert not (runs / "digits" / run_folder.SHARED).exists()
+
+
 def test_a_chain_whose_lock_is_held_is_left_alone(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = runs.joinpath("digits", *DONE)
     before = files(done)
