@@ -1,7 +1,7 @@
-"""The tables of docs/study.md computed again from the committed CSVs, by numpy, scipy and pandas alone.
+"""The tables of docs/study.md and docs/pretrained.md again from the committed CSVs, by numpy, scipy and pandas alone.
 
     python -m benchmarks.recompute                 # prints the tables
-    python -m benchmarks.recompute docs/study.md   # says which lines of them the page lacks; exit status 1 where any is
+    python -m benchmarks.recompute docs/study.md   # says which of its lines the page lacks; exit status 1 where any is
 
 Nothing of `analysis` is imported: two programs that agree to the last digit shown.
 """
@@ -17,6 +17,9 @@ import pandas as pd
 from scipy import stats
 
 STUDY = Path(__file__).resolve().parent.parent / "docs" / "study"
+PRETRAINED = (
+    STUDY.parent / "pretrained.csv"
+)  # rounds on Fashion-MNIST with benchmarks/rotation.py's network and without
 PAPER = ("mal", "vaal", "coreset", "entropy", "bald", "random")
 ON_F = ("mal", "mal_entropy_query", "mal_diversity_query", "mal_plus", "margin_f", "coreset_f", "entropy_f", "bald_f")
 ABLATIONS = ("mal_no_minimax", "mal_entropy_query", "mal_diversity_query")
@@ -85,9 +88,9 @@ def against(rounds: Areas, methods: Sequence[str], baseline: str, reverse: bool 
     return [f"| {name} | {rounds.areas.loc[name].mean():.1f} | {written(*line)} |" for name, *line in lines]
 
 
-def start(rounds: Rounds) -> list[str]:
+def start(rounds: Rounds, above: str = START, below: str = "random") -> list[str]:
     """`| labels | from F | from scratch | difference | p |`, at each budget, on the same labels (random queries)."""
-    f, scratch = (rounds.values.loc[method] for method in (START, "random"))
+    f, scratch = (rounds.values.loc[method] for method in (above, below))
     lines = compare([(f"{labels:.0f}", (f[labels] - scratch[labels]).dropna().to_numpy()) for labels in rounds.labels])
     means = {f"{labels:.0f}": (f[labels].mean(), scratch[labels].mean()) for labels in rounds.labels}
     return [f"| {name} | {means[name][0]:.1f} | {means[name][1]:.1f} | {written(*line)} |" for name, *line in lines]
@@ -135,19 +138,28 @@ def tables(folder: Path) -> dict[str, list[str]]:
     return found
 
 
+def weights(rounds: Rounds) -> dict[str, list[str]]:
+    """Of docs/pretrained.md: M that starts from a checkpoint, trained whole or its head alone, above M from scratch."""
+    found = {f"{arm} weights, above without": start(rounds, arm, "without") for arm in ("with", "frozen")}
+    return found | {"areas": against(rounds, ("with", "frozen"), "without")}
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command line."""
-    page = Path(arguments[0]).read_text(encoding="utf-8") if arguments else None
-    missing = 0
-    for folder in sorted(path.parent for path in STUDY.glob("*/report.md")):
-        for name, lines in tables(folder).items():
+    page = Path(arguments[0]) if arguments else None
+    sets = {"pretrained": weights(Rounds(PRETRAINED))} if page is None or page.stem == "pretrained" else {}
+    if page is None or page.stem != "pretrained":
+        sets |= {path.parent.name: tables(path.parent) for path in sorted(STUDY.glob("*/report.md"))}
+    text, missing = page.read_text(encoding="utf-8") if page else "", 0
+    for place, found in sets.items():
+        for name, lines in found.items():
             if page is None:
-                print(f"\n{folder.name}, {name}", *lines, sep="\n")
+                print(f"\n{place}, {name}", *lines, sep="\n")
                 continue
             for line in lines:
-                if line not in page:
+                if line not in text:
                     missing += 1
-                    print(f"{folder.name}, {name}: not on the page: {line}")
+                    print(f"{place}, {name}: not on the page: {line}")
     return 1 if missing else 0
 
 

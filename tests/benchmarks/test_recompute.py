@@ -68,14 +68,17 @@ def test_it_agrees_with_the_reports(tmp_path: Path) -> None:
         assert ours == pytest.approx([theirs.difference, theirs.low, theirs.high, theirs.p_holm])
 
 
+@pytest.mark.parametrize("page", [PAGE, PAGE.with_name("pretrained.md")], ids=lambda page: page.stem)
 def test_every_line_is_on_the_page_and_another_digit_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert recompute.main([str(PAGE)]) == 0, capsys.readouterr().out
-    text = PAGE.read_text(encoding="utf-8")
-    folder = next(recompute.STUDY.glob("*/rounds.csv")).parent
-    line = recompute.tables(folder)["start"][0]
-    wrong = tmp_path / "study.md"
+    assert recompute.main([str(page)]) == 0, capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    if page == PAGE:
+        line = recompute.tables(next(recompute.STUDY.glob("*/rounds.csv")).parent)["start"][0]
+    else:
+        line = recompute.weights(recompute.Rounds(recompute.PRETRAINED))["areas"][0]
+    wrong = tmp_path / page.name
     wrong.write_text(text.replace(line, line.replace("[", "[9")), encoding="utf-8")
     assert recompute.main([str(wrong)]) == 1
     assert line in capsys.readouterr().out
