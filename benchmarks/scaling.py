@@ -31,7 +31,7 @@ from mal.process.device import prepare_device
 from mal.process.distributed import World, join
 from mal.process.start import THREAD_VARIABLES
 from mal.process.sync_batch_norm import SyncBatchNorm2d, _Normalise
-from mal.training.loop import Inputs
+from mal.training.objective import Inputs
 
 BATCH, WARM, SIDE = 128, 2, 32
 SIZES = (1, 2, 4)

@@ -27,7 +27,8 @@ from mal.process.interrupt import Interrupt
 from mal.run import checkpoint
 from mal.run.heartbeat import Progress
 from mal.task import Supervised
-from mal.training.loop import Inputs, Objective, Trainer
+from mal.training.loop import Trainer
+from mal.training.objective import Inputs, Objective
 from mal.training.optimizers import Adam
 
 BATCH = 128
@@ -74,7 +75,7 @@ def finish(losses: Mapping[str, Tensor]) -> None:
         loss.item()
 
 
-class Clocked:
+class Clocked(Objective):
     """An objective that notes when each of its steps began."""
 
     def __init__(self, objective: Objective, clock: str) -> None:

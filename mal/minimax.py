@@ -36,9 +36,10 @@ from mal.models.heads import (
 )
 from mal.models.pretrained import trainable
 from mal.process.device import Device
-from mal.training.loop import Fuller, Inputs, Trainer, descend, steps_of
+from mal.training.loop import Fuller, Trainer, steps_of
 from mal.training.losses import cross_entropy
-from mal.training.optimizers import SGD, Adam, schedule
+from mal.training.objective import Inputs, Objective, descend
+from mal.training.optimizers import SGD, Adam, schedule, set_rate
 
 PHASE = "minimax"
 EPSILON = 1e-5  # inside the logarithm, as in MME
@@ -89,7 +90,7 @@ def entropy(logits: Tensor) -> Tensor:
 def discriminator_loss(labelled: Tensor, unlabelled: Tensor, weights: tuple[float, float] = (1.0, 1.0)) -> Tensor:
     """Binary cross-entropy of D's logits: labelled are 1, unlabelled 0 (Eq. 3, a mean over each side, then their sum).
 
-    weights: those of the two sides' inputs (`mal.training.loop.Inputs`).
+    weights: those of the two sides' inputs (`mal.training.objective.Inputs`).
     """
     return F.softplus(-labelled).mean() * weights[0] + F.softplus(unlabelled).mean() * weights[1]
 
@@ -108,7 +109,7 @@ def statistics_kept(network: nn.Module) -> Iterator[None]:
             layer.momentum = momentum
 
 
-class MinimaxObjective:
+class MinimaxObjective(Objective):
     """One step of Algorithm 1 on a labelled and an unlabelled batch."""
 
     def __init__(self, networks: Networks, config: Minimax, device: Device, steps: int = 1) -> None:
@@ -116,16 +117,15 @@ class MinimaxObjective:
         self.steps = steps
         self.networks, self.config, self.device = networks, config, device
         encoder, classifier, discriminator = networks.encoder, networks.classifier, networks.discriminator
-        self.modules: dict[str, nn.Module]
-        self.modules = {"encoder": encoder, "classifier": classifier, "discriminator": discriminator}
+        modules: dict[str, nn.Module] = {"encoder": encoder, "classifier": classifier, "discriminator": discriminator}
         self.averages: dict[str, AveragedModel] = {}
         if config.average:
             follow = get_ema_multi_avg_fn(config.average)
             self.averages = {
                 f"{name}_average": AveragedModel(module, multi_avg_fn=follow, use_buffers=True)
-                for name, module in self.modules.items()
+                for name, module in modules.items()
             }
-            self.modules |= self.averages
+        self.modules = modules | self.averages
         betas = (config.betas[0], config.betas[1])
         players = [
             {"params": trainable(encoder), "lr": config.lr_f},
@@ -147,9 +147,8 @@ class MinimaxObjective:
             return self.networks
         return Networks(*(average.module for average in self.averages.values()))  # type: ignore[arg-type]
 
-    def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
+    def update(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         """The three updates; losses cross_entropy, entropy (nats) and discriminator, detached."""
-        self._set_rates(progress)
         losses: dict[str, Tensor] = {}
         features: dict[str, Tensor] = {}  # those that the first two updates computed
         config = self.config
@@ -165,11 +164,12 @@ class MinimaxObjective:
             average.update_parameters(self.modules[name.removesuffix("_average")])
         return losses
 
-    def _set_rates(self, progress: float) -> None:
+    def set_rates(self, progress: float) -> None:
+        """By minimax.schedule, of F and C."""
         if self.config.schedule != "constant":
             factor = schedule(self.config.schedule, progress, round(progress * self.steps))
             for group, rate in zip(self.game.param_groups, (self.config.lr_f, self.config.lr_c), strict=True):
-                group["lr"] = rate * factor
+                set_rate(group, rate * factor)
 
     def _descend_cross_entropy(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         with self.device.autocast():

@@ -189,7 +189,8 @@ class Rounds:
             "pixels": [augmentation.mean.tolist(), augmentation.std.tolist()],
             "labels": sha256(labels.tobytes()),
             "backbone": config.backbone,
-            "arithmetic": [config.precision, config.tf32, config.sync_batch_norm, torch.get_num_threads()],
+            "arithmetic": [config.precision, config.tf32, config.sync_batch_norm, config.cuda_graphs],
+            "threads": torch.get_num_threads(),
             "machine": [device.name, device.world.size, torch.__version__, torch.version.cuda],
             "code": code_hash(),
         }

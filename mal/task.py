@@ -16,14 +16,15 @@ from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
 from mal.models.pretrained import trainable
 from mal.process.device import Device
-from mal.training.loop import Inputs, Trainer, descend, steps_of
+from mal.training.loop import Trainer, steps_of
 from mal.training.losses import cross_entropy
-from mal.training.optimizers import SGD, Adam, schedule
+from mal.training.objective import Inputs, Objective, descend
+from mal.training.optimizers import SGD, Adam, schedule, set_rate
 
 PHASE = "task"
 
 
-class Supervised:
+class Supervised(Objective):
     """Cross-entropy on labelled images."""
 
     def __init__(self, model: TaskModel, config: Task, device: Device) -> None:
@@ -33,18 +34,18 @@ class Supervised:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizers = {"optimizer": self.optimizer}
 
-    def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
-        """One update; the loss cross_entropy, detached."""
-        self._set_rates(progress)
+    def update(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
+        """The loss cross_entropy, detached."""
         with self.device.autocast():
             labelled = inputs["labelled"]
             loss = cross_entropy(self.model(labelled.images), labelled, self.device.world)
         descend(self.optimizer, loss, self.device.world)
         return {"cross_entropy": loss.detach()}
 
-    def _set_rates(self, progress: float) -> None:
+    def set_rates(self, progress: float) -> None:
+        """By task.schedule."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * schedule(self.config.schedule, progress)
+            set_rate(group, rate * schedule(self.config.schedule, progress))
 
 
 class FixMatch(Supervised):
@@ -60,9 +61,8 @@ class FixMatch(Supervised):
         self.average = copy.deepcopy(model)
         self.modules = {"model": model, "average": self.average}
 
-    def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
-        """One update; the losses cross_entropy and unlabelled, and sure: the share of predictions taken for labels."""
-        self._set_rates(progress)
+    def update(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
+        """The losses cross_entropy and unlabelled, and sure: the share of predictions taken for labels."""
         labelled, parts = inputs["labelled"], [inputs[name] for name in self.strong]
         strong = [part.strong for part in parts if part.strong is not None]
         images = torch.cat([labelled.images, *(part.images for part in parts), *strong])

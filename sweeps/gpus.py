@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mal.config.schema import Chain
 from mal.run import folder as run_folder
 
 CONTEXT_MIB = 700  # of a process on a GPU besides its tensors: CUDA's context, kernels, cuBLAS's and cuDNN's workspaces
@@ -21,6 +22,17 @@ def gpus() -> list[str]:
         wrong = next((i for i, name in enumerate(names) if not _is_gpu(name)), len(names))
         return names[:wrong]
     return [line.split(",")[0].strip() for line in _ask("index")]
+
+
+def require_gpu(chains: Sequence[Chain]) -> None:
+    """ValueError where torch finds no GPU here and the keys of a chain ask for one."""
+    asked = ["device=cuda" for chain in chains if chain.device == "cuda"]
+    asked += ["cuda_graphs=true" for chain in chains if chain.cuda_graphs]
+    if asked:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(f"{asked[0]} needs a GPU, and torch {torch.__version__} finds none here.")
 
 
 def free_mib(names: Sequence[str]) -> dict[str, int]:

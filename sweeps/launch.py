@@ -116,6 +116,7 @@ def launch_here(sweep: Sweep) -> int:
     """The same in worker processes of this machine."""
     from mal.run.code_copy import keep_code
     from sweeps.announce import announce
+    from sweeps.gpus import require_gpu
     from sweeps.loading import settle
     from sweeps.local import devices_of, memory_of, run_local, worker_count
     from sweeps.plan import check_data, cores, curves_command, freeze, reconcile, say_how_to_label, share_threads
@@ -124,6 +125,7 @@ def launch_here(sweep: Sweep) -> int:
 
     plans = reconcile(sweep)
     to_run = [plan for plan in plans if plan.to_run]
+    require_gpu([plan.config for plan in to_run])
     wanted = sweep.cluster.get("workers")
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0:
         raise ValueError(f"cluster.workers={wanted} must be a whole number from 0 (0: as many as the machine carries).")

@@ -82,12 +82,23 @@ def _fit(profile: Profile, sweep: Sweep, answers: bool) -> tuple[Profile, bool]:
         return profile, False
     partitions = read_partitions()
     profile = profile.fit_to(partitions)
+    check_graphs(profile, sweep)
     if hint := without_gpu(profile, partitions, sweep.cluster["gpus_per_node"]):
         print(hint)
     for dataset in sorted({chain.dataset.name for chain in sweep.chains}):
         if problems := check_against(profile, partitions, [dataset]):
             _ask_slurm(profile, sweep, dataset, " ".join(problems))
     return profile, any(partition.cancels for partition in chosen_partitions(profile, partitions))
+
+
+def check_graphs(profile: Profile, sweep: Sweep) -> None:
+    """ValueError where chains want CUDA graphs and jobs of the profile have no GPU, or several processes."""
+    processes = profile.nodes * profile.tasks
+    if any(chain.cuda_graphs for chain in sweep.chains) and (profile.gpus == 0 or processes > 1):
+        raise ValueError(
+            f"cuda_graphs=true is for one process with a GPU, and a job would have {processes} with {profile.gpus}: "
+            "set it to false, or cluster.nodes=1 cluster.gpus_per_node=1 cluster.tasks_per_node=1."
+        )
 
 
 def _ask_slurm(profile: Profile, sweep: Sweep, dataset: str, problems: str) -> None:

@@ -11,7 +11,7 @@ from mal.data.strong import strongly
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
 from mal.task import FixMatch
-from mal.training.loop import Inputs
+from mal.training.objective import Inputs
 from sweeps.launch import main
 from tests.chains import CPU, SHORT, assert_same_where_interrupted, chain_config
 

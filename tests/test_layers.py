@@ -175,4 +175,4 @@ def test_there_is_one_training_loop() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "backward":
                 found.add(module)
-    assert found == {"mal.training.loop"}
+    assert found == {"mal.training.objective"}

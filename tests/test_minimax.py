@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from mal.config.schema import Minimax
 from mal.minimax import EPSILON, UPDATES, MinimaxObjective, Networks, build_networks, discriminator_loss, entropy
 from mal.models.heads import CosineClassifier, Discriminator
-from mal.training.loop import Inputs
+from mal.training.objective import Inputs
 from tests.chains import CPU, chain_config
 
 DOUBLE = torch.float64

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mal.minimax import Networks, build_networks, entropy
-from mal.training.loop import Inputs
+from mal.training.objective import Inputs
 from tests.chains import CPU
 from tests.test_chain_maps import scenes_config
 from tests.test_minimax import Watch, finite_difference, named, noise

@@ -19,7 +19,7 @@ from mal.process.interrupt import Interrupt
 from mal.run.heartbeat import Progress
 from mal.task import Supervised, train_task_model
 from mal.training.evaluate import evaluate
-from mal.training.loop import Inputs
+from mal.training.objective import Inputs
 from mal.training.optimizers import schedule
 from mal.training.scan import Scanner
 from tests.chains import CPU, chain_config, made_up_images, plain_augmentation, trainer_in

@@ -26,7 +26,7 @@ from mal.process.device import Device, gpu_versions
 from mal.process.interrupt import Interrupt
 from mal.run.heartbeat import Progress
 from mal.task import Supervised
-from mal.training.loop import Objective
+from mal.training.objective import Objective
 from mal.training.scan import Scanner
 
 # Data set, backbone, batch: the paper's shapes; what a CPU rehearses.

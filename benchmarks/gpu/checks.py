@@ -22,7 +22,7 @@ from mal.config.schema import Dataset as Spec
 from mal.data.augment import Augmentation, build_augmentation
 from mal.data.loader import MemoryLoader
 from mal.process.device import Device, prepare_device
-from mal.training.loop import Inputs
+from mal.training.objective import Inputs
 
 Found = dict[str, Any]
 Check = tuple[float, Callable[["Bench"], Found]]

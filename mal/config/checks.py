@@ -109,6 +109,7 @@ def validate(chain: Chain) -> None:
     if chain.method.get("outliers") and not chain.minimax.discriminator:
         raise ValueError("method.outliers needs D: set minimax.discriminator=true, or method.outliers=0.")
     _check_held_out(chain)
+    _check_graphs(chain)
 
 
 def _check_image(chain: Chain) -> None:
@@ -251,6 +252,16 @@ def _check_held_out(chain: Chain) -> None:
         raise ValueError(f"minimax.held_out={share} is for images of one class each: set it to 0.")
     if share and not 0 < round(share * chain.initial) < chain.initial:
         raise ValueError(f"minimax.held_out={share} of initial={chain.initial} labels leaves one side without any.")
+
+
+def _check_graphs(chain: Chain) -> None:
+    if chain.cuda_graphs and chain.device == "cpu":
+        raise ValueError("cuda_graphs=true is for GPUs: set it to false, or device=auto or cuda.")
+    if chain.cuda_graphs and chain.minimax.average:
+        raise ValueError(
+            f"minimax.average={chain.minimax.average} counts its steps on the host, which cuda_graphs=true leaves out: "
+            "set one of them to its default, 0 or false."
+        )
 
 
 def _check_pool(dataset: Dataset) -> None:

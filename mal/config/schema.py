@@ -158,6 +158,7 @@ class Chain:
     floor: str = added("auto")
     workers: int = added(0)
     tf32: bool = added(True)
+    cuda_graphs: bool = added(False)
     share: bool = added(True)
     tracker: list[str] | None = added(None)  # noqa: RUF009
     dataset: Dataset

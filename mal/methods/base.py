@@ -18,7 +18,8 @@ from mal.models.heads import TaskModel
 from mal.process.device import Device
 from mal.rng import generator
 from mal.task import train_task_model
-from mal.training.loop import Objective, Trainer
+from mal.training.loop import Trainer
+from mal.training.objective import Objective
 from mal.training.scan import Scanner
 from mal.training.temperature import fit_temperature
 

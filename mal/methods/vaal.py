@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mal.acquisition.ranking import top_b
 from mal.methods.base import METHODS, Method, Query, Scores, Setting
@@ -23,25 +23,26 @@ from mal.models.heads import Discriminator, TaskModel
 from mal.models.vae import LARGEST_STRIDE_2, VAE, VectorVAE
 from mal.process.device import Device
 from mal.training.diagnostics import discriminator_signals
-from mal.training.loop import Inputs, descend, steps_of
+from mal.training.loop import steps_of
+from mal.training.objective import Inputs, Objective, descend
 from mal.training.optimizers import Adam
 
 PHASE = "vaal"
 HIDDEN_UNITS = 512
 
 
-class VAALObjective:
+class VAALObjective(Objective):
     """The VAE and its discriminator D, each with Adam."""
 
     def __init__(self, vae: VAE, discriminator: Discriminator, method: dict[str, Any], device: Device) -> None:
         """method: beta, adversarial_weight, vae_steps and lr of the method's configuration."""
         self.vae, self.discriminator, self.method, self.device = vae, discriminator, method, device
-        self.modules: Mapping[str, nn.Module] = {"vae": vae, "discriminator": discriminator}
+        self.modules = {"vae": vae, "discriminator": discriminator}
         self.coder = Adam(vae.parameters(), lr=method["lr"], fused=True)
         self.judge = Adam(discriminator.parameters(), lr=method["lr"], fused=True)
-        self.optimizers: Mapping[str, torch.optim.Optimizer] = {"coder": self.coder, "judge": self.judge}
+        self.optimizers = {"coder": self.coder, "judge": self.judge}
 
-    def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
+    def update(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         """The updates; losses reconstruction and adversarial (means), divergence (nats, a sum) and discriminator."""
         for turn in range(self.method["vae_steps"]):
             labelled, unlabelled = inputs[f"labelled_{turn}"], inputs[f"unlabelled_{turn}"]

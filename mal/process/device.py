@@ -24,6 +24,7 @@ from mal.process.sync_batch_norm import synchronise
 Placed = TypeVar("Placed", bound=nn.Module)
 _INDICES = re.compile(r"\d|GPU-|MIG-")
 _COUNT = re.compile(r"[1-9]|\w+:")  # 4, or a100:4
+DRIVER = Path("/sys/module/nvidia/version")
 # What gives a process GPUs: CUDA's variable, and Slurm's inside a job.
 _GIVEN = {
     "SLURM_STEP_GPUS": _INDICES,
@@ -37,12 +38,16 @@ _GIVEN = {
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device with the precision of the chain, and the processes that have one each."""
+    """A torch device with the precision of the chain, and the processes that have one each.
+
+    graphs: whether steps of training are recorded and replayed (mal/training/graphed.py).
+    """
 
     torch: torch.device
     bf16: bool
     world: World = ALONE
     sync_batch_norm: bool = True
+    graphs: bool = False
 
     def autocast(self) -> AbstractContextManager[None]:
         """bf16 autocast for forward passes where precision=bf16, else nothing."""
@@ -71,11 +76,13 @@ def prepare_device(config: Chain, world: World = ALONE, gpus: int = 0) -> Device
     """Choose the device and make its arithmetic repeatable: a resumed run must equal an undisturbed one bit for bit.
 
     gpus: how many the job asked for on each node. Raises ValueError for device=cuda where there is none, and where
-    several processes would share a GPU; `Misplaced` where this process has been given GPUs and torch finds none.
+    several processes would share a GPU, and for cuda_graphs=true without a GPU or in several processes; `Misplaced`
+    where this process has been given GPUs and torch finds none.
     """
     cuda = torch.cuda.is_available() and config.device != "cpu"
     if config.device != "cpu" and not cuda:
         _refuse_missing(config, gpus)
+    _check_graphs(config, cuda, world)
     if config.threads:
         torch.set_num_threads(config.threads)
     if cuda:
@@ -89,17 +96,16 @@ def prepare_device(config: Chain, world: World = ALONE, gpus: int = 0) -> Device
     keep_freed_memory()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     bf16 = config.precision == "bf16"
-    return Device(torch.device("cuda" if cuda else "cpu"), bf16, world, config.sync_batch_norm)
+    return Device(torch.device("cuda" if cuda else "cpu"), bf16, world, config.sync_batch_norm, config.cuda_graphs)
 
 
 def gpu_versions() -> dict[str, str | None]:
     """Of the libraries and the driver that compute on NVIDIA's GPUs, as far as they tell."""
     nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None
-    driver = Path("/sys/module/nvidia/version")
     return {
         "cudnn": str(torch.backends.cudnn.version()),
         "nccl": ".".join(map(str, nccl)) if nccl else None,
-        "driver": driver.read_text().strip() if driver.is_file() else None,
+        "driver": DRIVER.read_text().strip() if DRIVER.is_file() else None,
     }
 
 
@@ -114,6 +120,12 @@ def _refuse_missing(config: Chain, gpus: int) -> None:
         )
     if config.device == "cuda":
         raise ValueError("device=cuda, but torch finds no CUDA device: use device=auto or device=cpu.")
+
+
+def _check_graphs(config: Chain, cuda: bool, world: World) -> None:
+    if config.cuda_graphs and (not cuda or world.size > 1):
+        where = f"in {world.size} processes" if cuda else "without a GPU"
+        raise ValueError(f"cuda_graphs=true does not go {where}: set cuda_graphs=false.")
 
 
 def held_gpus() -> str:

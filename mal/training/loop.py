@@ -15,11 +15,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mal.config.sizes import steps_of as steps_of  # beside what runs them
 from mal.data.augment import Augmentation
@@ -33,56 +32,10 @@ from mal.run import checkpoint
 from mal.run.heartbeat import Progress
 from mal.run.shared import Shared
 from mal.run.windows import diverged
+from mal.training.graphed import Graphed
+from mal.training.objective import Inputs, Objective
 
 HISTORY_POINTS = 100
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """images: float32 (B, C, h, w), augmented and normalised; labels: int64 (B,), hidden ones -1.
-
-    For segmentation labels are maps, uint8 (B, h, w), moved with their images; pixels without a label are 255.
-
-    weight: the part of the global batch that these are: a loss that is a mean over them is multiplied by it.
-    strong: the same images augmented strongly, where the objective asks for it.
-    """
-
-    images: Tensor
-    labels: Tensor
-    weight: float = 1.0
-    strong: Tensor | None = None
-
-
-class Objective(Protocol):
-    """What a phase optimises: its networks, its optimisers, and one step."""
-
-    @property
-    def modules(self) -> Mapping[str, nn.Module]:
-        """The networks by name, whose weights a checkpoint keeps."""
-        ...
-
-    @property
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """The optimisers by name, whose state a checkpoint keeps."""
-        ...
-
-    def step(self, inputs: Mapping[str, Inputs], progress: float) -> dict[str, Tensor]:
-        """Update the networks once, by `descend`; progress: t / steps, in [0, 1).
-
-        Returns detached scalar losses on the device; where there are several processes, this one's summands of them.
-        """
-        ...
-
-
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, world: World, *others: torch.optim.Optimizer) -> None:
-    """One step of an optimiser, and of others, down the sum over the processes of a loss (a scalar)."""
-    optimizers = (optimizer, *others)
-    for each in optimizers:
-        each.zero_grad(set_to_none=True)
-    loss.backward()
-    for each in optimizers:
-        world.sum_gradients(parameter for group in each.param_groups for parameter in group["params"])
-        each.step()
 
 
 @dataclass
@@ -241,6 +194,8 @@ class Trainer:
         if not start and fuller is not None:
             whole = self._same(phase, objective, indices, batch, steps, fuller.recipe)
             start = self._take(phase, whole, objective, history, steps, fuller)
+        if self.device.graphs:
+            objective = Graphed(objective, self.device)
         world.align(objective.modules.values())
         for module in objective.modules.values():
             module.train()
@@ -252,7 +207,7 @@ class Trainer:
         with checkpoint.Writer() as writer, batches as stream:
             for t, loaded in zip(range(start, steps), stream, strict=True):
                 self.device.seed(torch_seed(*self.key, phase, t, *own))
-                inputs = self._inputs(phase, parts, loaded, t, getattr(objective, "strong", ()))
+                inputs = self._inputs(phase, parts, loaded, t, objective.strong)
                 losses = objective.step(inputs, t / steps)
                 if history.add(t, world.sum_losses(losses)) and world.main:
                     memory = peak_device_mib(self.device.torch)

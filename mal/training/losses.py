@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mal.data.image_set import IGNORED
 from mal.process.distributed import World
-from mal.training.loop import Inputs
+from mal.training.objective import Inputs
 
 
 def cross_entropy(logits: Tensor, inputs: Inputs, world: World) -> Tensor:

@@ -45,6 +45,23 @@ Adam = _without_compiler(_InMemoryOrder)
 SGD = _without_compiler(torch.optim.SGD)
 
 
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """The learning rate of a group of an optimiser's parameters."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def rates_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Make an optimiser's steps ones that can be recorded: they read the learning rates, float32, on the device."""
+    optimizer._warned_capturable_if_run_uncaptured = True  # those before it are meant
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
+        if "capturable" in group:  # SGD needs no such promise
+            group["capturable"] = True
+
+
 def schedule(name: str, progress: float, step: int = 0) -> float:
     """The factor on a learning rate at a share of training, in [0, 1).
 

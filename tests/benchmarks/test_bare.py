@@ -15,7 +15,7 @@ from mal.minimax import MinimaxObjective, build_networks
 from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
 from mal.task import Supervised
-from mal.training.loop import Inputs
+from mal.training.objective import Inputs
 from mal.training.scan import Scanner
 from tests.chains import CPU, chain_config, made_up_images, plain_augmentation, trainer_in
 

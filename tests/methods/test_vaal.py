@@ -11,7 +11,7 @@ from mal.models.heads import Discriminator
 from mal.models.vae import VAE
 from mal.process.device import Device
 from mal.process.interrupt import Interrupted
-from mal.training.loop import Inputs
+from mal.training.objective import Inputs
 from tests.method_settings import build, chain, setting, task_model
 
 CPU = Device(torch.device("cpu"), bf16=False)

@@ -32,7 +32,8 @@ from mal.process.interrupt import EXIT_INTERRUPTED, Interrupt
 from mal.process.sync_batch_norm import synchronise
 from mal.run import folder as run_folder
 from mal.run.heartbeat import Progress
-from mal.training.loop import _check_batches, descend
+from mal.training.loop import _check_batches
+from mal.training.objective import descend
 from mal.training.scan import Scanner
 from tests.chains import (
     assert_same_science,

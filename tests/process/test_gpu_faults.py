@@ -46,6 +46,8 @@ OF_THE_CODE = [
     RuntimeError("CUDA error: device-side assert triggered"),
     RuntimeError("CUDA error: an illegal memory access was encountered"),
     RuntimeError("CUDA error: misaligned address"),
+    RuntimeError("CUDA error: operation not permitted when stream is capturing"),
+    RuntimeError("CUDA error: operation failed due to a previous error during capture"),
     RuntimeError("CUDA error: invalid configuration argument"),
     RuntimeError("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"),

@@ -13,6 +13,7 @@ from mal.config.compose import compose_sweep
 from slurm.local import LocalSlurm
 from slurm.partitions import NodeKind, Partition, parse_gpus, parse_minutes, read_partitions
 from slurm.profile import Profile, check_against, load_profile, submitit_parameters
+from sweeps.submitting import check_graphs
 from tests.slurm_cluster import cluster, shared_cluster
 
 __all__ = ["cluster", "shared_cluster"]
@@ -132,6 +133,15 @@ def test_processes_do_not_share_a_gpu() -> None:
     assert profile(tasks_per_node=4, gpus_per_node=0).tasks == 4
     assert profile(tasks_per_node=4, partition="cpu").fit_to(PARTITIONS).tasks == 4
     assert profile(tasks_per_node=2, gpus_per_node=4).tasks == 2
+
+
+def test_cuda_graphs_are_for_one_process_with_a_gpu() -> None:
+    sweep = compose_sweep(["cuda_graphs=true", "methods=[random]", "seeds=1"])
+    check_graphs(profile(gpus_per_node=1), sweep)
+    check_graphs(profile(gpus_per_node=4, nodes=2), compose_sweep(["methods=[random]", "seeds=1"]))
+    for keys in ({"gpus_per_node": 0}, {"gpus_per_node": 2}, {"gpus_per_node": 1, "nodes": 2}):
+        with pytest.raises(ValueError, match=r"cuda_graphs=true is for one process with a GPU, and a job would have"):
+            check_graphs(profile(**keys), sweep)
 
 
 def test_slurm_s_notations() -> None:

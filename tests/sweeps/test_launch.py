@@ -89,6 +89,8 @@ BAD = {
     "budget=5000": "budget=5000",
     "rounds=46": "rounds=46",
     "task.lr=fast": "task.lr",
+    "cuda_graphs=true device=cpu": "cuda_graphs=true is for GPUs",
+    "cuda_graphs=true minimax.average=0.9": "minimax.average=0.9",
 }
 
 
@@ -96,7 +98,7 @@ BAD = {
 def test_bad_input_is_refused_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
 ) -> None:
-    line = answer(capsys, f"runs={tmp_path / 'runs'}", override)
+    line = answer(capsys, f"runs={tmp_path / 'runs'}", *override.split())
     assert BAD[override] in line
     assert list(tmp_path.iterdir()) == []
 

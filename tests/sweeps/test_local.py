@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from mal.config.compose import compose_sweep
 from mal.run import folder as run_folder
-from sweeps.gpus import chains_on_each, free_mib, gpus, measured_mib
+from sweeps.gpus import chains_on_each, free_mib, gpus, measured_mib, require_gpu
+from sweeps.launch import main
 from sweeps.local import devices_of, memory_of, worker_count
 from sweeps.plan import ChainPlan, check_data, reconcile, share_threads
 from tests.made_up_data import write_folders
@@ -35,6 +37,19 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, second: str = "20000"
 def plans(runs: Path, *overrides: str, seeds: int = 8) -> list[ChainPlan]:
     """A sweep of digits by random sampling, nothing run yet."""
     return reconcile(compose_sweep(["methods=[random]", f"seeds={seeds}", f"runs={runs}", *overrides]))
+
+
+@pytest.mark.parametrize("key", ["device=cuda", "cuda_graphs=true"])
+def test_keys_that_need_a_gpu_are_refused_where_torch_finds_none(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["cluster=local", "methods=[random]", f"runs={tmp_path / 'runs'}", key]) == 2
+    assert f"{key} needs a GPU, and torch {torch.__version__} finds none here." in capsys.readouterr().err
+    assert not list(tmp_path.rglob(run_folder.CONFIG))
+    configs = [plan.config for plan in plans(tmp_path / "runs", key)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    require_gpu(configs)
 
 
 @pytest.mark.parametrize(

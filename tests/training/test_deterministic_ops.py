@@ -23,7 +23,7 @@ from mal.models.heads import Discriminator, TaskModel, pooled
 from mal.models.vae import VAE
 from mal.process.device import Device
 from mal.task import Supervised
-from mal.training.loop import Inputs
+from mal.training.objective import Inputs
 from tests.chains import made_up_images, plain_augmentation
 
 # Of torch.use_deterministic_algorithms' documentation (2.15), by the names that the dispatcher has for them.

@@ -29,7 +29,7 @@ from mal.models.vae import VAE
 from mal.process.device import Device
 from mal.process.distributed import World
 from mal.task import Supervised
-from mal.training.loop import Inputs
+from mal.training.objective import Inputs
 
 CUDA = torch.device("cuda")
 CASES = [

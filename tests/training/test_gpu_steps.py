@@ -14,7 +14,7 @@ from mal.models.backbones import build_backbone
 from mal.models.heads import TaskModel
 from mal.process.device import prepare_device
 from mal.task import Supervised
-from mal.training.loop import Inputs, Objective
+from mal.training.objective import Inputs, Objective
 from tests.chains import made_up_images
 
 pytestmark = pytest.mark.gpu

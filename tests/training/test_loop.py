@@ -24,7 +24,8 @@ from mal.run import checkpoint
 from mal.run import folder as run_folder
 from mal.run.heartbeat import Progress, read_progress
 from mal.task import Supervised
-from mal.training.loop import Inputs, Objective, Trainer, steps_of
+from mal.training.loop import Trainer, steps_of
+from mal.training.objective import Inputs, Objective
 from tests.chains import CPU, chain_config, made_up_images, plain_augmentation, trainer_in
 
 COUNT, BATCH, STEPS = 22, 8, 7  # batches cross the border of an epoch
@@ -53,7 +54,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 }
 
 
-class StopAt:
+class StopAt(Objective):
     """An objective during whose step `at` a stop is asked for, and that notes what it was given."""
 
     def __init__(self, objective: Objective, interrupt: Interrupt, at: int | None) -> None:
@@ -178,7 +179,7 @@ def test_each_step_draws_new_noise_and_the_same_when_resumed(tmp_path: Path) -> 
     assert noise(tmp_path / "resumed", stop=3) == whole
 
 
-class Counter:
+class Counter(Objective):
     """One weight that counts its steps; the loss is t."""
 
     def __init__(self) -> None:

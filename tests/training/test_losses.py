@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mal.process.distributed import ALONE, World
-from mal.training.loop import Inputs
 from mal.training.losses import cross_entropy
+from mal.training.objective import Inputs
 
 DOUBLE = torch.float64
 NO_IMAGES = torch.zeros(0)
