@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks import bare
-from benchmarks.measure import Pair, paired, row
+from benchmarks.measure import CLOCKS, Pair, paired, row
 from mal.data.loader import MemoryLoader
 from mal.minimax import MinimaxObjective, build_networks
 from mal.models.backbones import build_backbone
@@ -24,6 +24,16 @@ IMAGES, LABELS = torch.randn(12, 1, 8, 8), torch.arange(12) % 10
 
 def bits(*modules: nn.Module) -> list[bytes]:
     return [t.detach().contiguous().numpy().tobytes() for m in modules for t in m.state_dict().values()]
+
+
+def test_clocks_wait_for_a_gpu_that_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
+    for at_work in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda at_work=at_work: at_work)
+        for clock in CLOCKS.values():
+            assert clock() > 0
+    assert len(waited) == len(CLOCKS)
 
 
 def test_the_bare_minimax_step_is_algorithm_1() -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mal.process.device import held_gpus, prepare_device, refuse_shared
+import mal.process.device
+from mal.process.device import gpu_versions, held_gpus, prepare_device, refuse_shared
+from mal.process.distributed import World
 from mal.process.faults import Misplaced
 from mal.run import folder as run_folder
 from tests.chains import ROOT, chain_config, environment, python, write_chain
@@ -65,6 +67,40 @@ def test_without_gpus_the_cpu_is_what_was_meant(variables: dict[str, str], monke
         prepare_device(chain_config("device=cuda"))
     with pytest.raises(Misplaced, match="the job asked for 2 GPUs on each node"):
         prepare_device(chain_config("device=auto"), gpus=2)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_convolutions_are_in_tf32_as_the_key_says(tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    assert prepare_device(chain_config("device=auto", f"tf32={str(tf32).lower()}")).torch.type == "cuda"
+    assert torch.backends.cudnn.allow_tf32 is tf32
+    assert not torch.backends.cudnn.benchmark
+    assert not torch.backends.cuda.matmul.allow_tf32  # products stay in float32 either way
+
+
+def test_provenance_has_the_versions_of_what_computes_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = tmp_path / "version"
+    driver.write_text("580.82.07\n")
+    monkeypatch.setattr(mal.process.device, "DRIVER", driver)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92200)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 29, 3))
+    assert gpu_versions() == {"cudnn": "92200", "nccl": "2.29.3", "driver": "580.82.07"}
+    driver.unlink()
+    assert gpu_versions()["driver"] is None
+
+
+def test_cuda_graphs_are_for_one_process_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = chain_config("device=auto", "cuda_graphs=true")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="cuda_graphs=true does not go without a GPU: set cuda_graphs=false"):
+        prepare_device(config)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="cuda_graphs=true does not go in 2 processes"):
+        prepare_device(config, World(0, 2))
 
 
 def test_a_blind_job_ends_without_a_record_and_another_place_goes_on(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -389,6 +390,22 @@ def test_an_error_is_recorded_though_the_first_process_hangs_and_the_group_does_
     assert failure is not None
     assert failure["error"] == "ZeroDivisionError: made up"
     assert "in stepping" in failure["traceback"]
+
+
+def test_under_nccl_a_group_is_aborted_before_it_is_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Destroying it waits for kernels, which wait for a process that has failed."""
+    done: list[str] = []
+    backend = SimpleNamespace(abort=lambda: done.append("aborted"))
+    group = SimpleNamespace(_get_backend=lambda device: backend if device.type == "cuda" else None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: done.append("destroyed"))
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_group", lambda: group)
+    for name, expected in (("cpu:gloo,cuda:nccl", ["aborted", "destroyed"]), ("cpu:gloo", ["destroyed"])):
+        monkeypatch.setattr(torch.distributed, "get_backend_config", lambda name=name: name)
+        distributed._close()
+        assert done == expected
+        done.clear()
+    nccl = getattr(torch._C._distributed_c10d, "ProcessGroupNCCL", None)
+    assert nccl is None or hasattr(nccl, "abort"), "torch calls it otherwise"
 
 
 def collide(world: World, folder: Path) -> None:
