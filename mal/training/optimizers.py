@@ -57,7 +57,7 @@ def rates_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> N
     """Make an optimiser's steps ones that can be recorded: they read the learning rates, float32, on the device."""
     optimizer._warned_capturable_if_run_uncaptured = True  # those before it are meant
     for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
+        group["lr"] = torch.full((), float(group["lr"]), dtype=torch.float32, device=device)
         if "capturable" in group:  # SGD needs no such promise
             group["capturable"] = True
 

@@ -4,6 +4,7 @@ No GPU is needed. Backward passes are left out: they run where the forward pass 
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from mal.models.vae import VAE
 from mal.process.device import Device
 from mal.process.distributed import World
 from mal.task import Supervised
+from mal.training import graphed
 from mal.training.objective import Inputs
 
 CUDA = torch.device("cuda")
@@ -61,7 +63,9 @@ def descended(optimizer: torch.optim.Optimizer, loss: Tensor, world: World) -> N
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-    if not isinstance(optimizer, torch.optim.SGD):
+    if isinstance(rate := optimizer.param_groups[0]["lr"], Tensor):
+        assert rate.device.type == "cuda"  # fakes have no such step
+    elif not isinstance(optimizer, torch.optim.SGD):
         optimizer.step()
 
 
@@ -116,6 +120,22 @@ def test_steps_and_scans_stay_on_the_device(fake: None, case: tuple[Any, ...]) -
         passes = PassAccumulator()
         for logits in predict(model, images, torch.ones(3, model.head.in_features, device=CUDA)):
             passes.update(logits.movedim(1, -1), from_logits=True)
+
+
+def test_steps_that_are_recorded_stay_on_the_device(fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphed, "warm_up", lambda update: update())
+    monkeypatch.setattr(graphed, "record", lambda update: (update, update()))
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
+    config = chain("dataset=cifar100", "backbone=resnet18", "minimax.schedule=cosine", "task.optimizer=adam")
+    device = Device(CUDA, bf16=False, graphs=True)
+    inputs, _ = augmented(config, 32, 3, 8)
+    model = device.place(TaskModel(build_backbone(config.backbone, 3), config.dataset.classes))
+    game = MinimaxObjective(build_networks(config, device), config.minimax, device)
+    for objective in (Supervised(model, config.task, device), game):
+        step = graphed.Graphed(objective, device)
+        for t in range(2):
+            losses = step.step({"labelled": inputs, "unlabelled": inputs}, t / 2)
+        assert {loss.device.type for loss in losses.values()} == {"cuda"}
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (1, 28), (3, 32), (3, 224)])
