@@ -119,7 +119,17 @@ def leaders_of(plans: Sequence[ChainPlan]) -> dict[Path, dict[Path, int]]:
 
 
 def share_threads(plans: list[ChainPlan], share: int) -> None:
-    """Give chains that are new their share of the cores; it is frozen, as the number of threads moves the last bits."""
+    """Give chains that are new their share of the cores; it is frozen, as the number of threads moves the last bits.
+
+    Says where the user gives more threads than the networks are large enough for.
+    """
+    new = [plan.config for plan in plans if plan.state is State.NEW]
+    if small := next((config for config in new if config.threads > 1 and not worth_sharing(config)), None):
+        steps = f"{small.backbone['name']} on {small.dataset.name}"
+        print(
+            f"threads={small.threads}: steps of {steps} are too short to share. "
+            "Several threads take more processor time, and more still beside other work; threads=0 gives them one."
+        )
     for plan in plans:
         if plan.config.threads == 0:
             threads = max(1, share) if worth_sharing(plan.config) else 1

@@ -146,11 +146,13 @@ def test_what_images_may_take_is_the_smallest_gpus_free_memory(tmp_path: Path, m
     ],
 )
 def test_only_networks_that_are_large_enough_get_several_threads(
-    keys: tuple[str, ...], threads: int, tmp_path: Path
+    keys: tuple[str, ...], threads: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (plan,) = plans(tmp_path, *keys, seeds=1)
     share_threads([plan], 4)
     assert plan.config.threads == threads
+    said = capsys.readouterr().out
+    assert ("threads=3: steps of small_cnn_32 on digits are too short to share" in said) == ("threads=3" in keys)
 
 
 # ------------------------------------------------------------------------- image files
