@@ -1,4 +1,4 @@
-"""Steps recorded once and replayed, on the CPU (tests/replaying.py): networks, moments and losses of ordinary steps."""
+"""Steps recorded once and replayed on a CPU (replaying.py): networks, moments and losses of ordinary steps."""
 
 import contextlib
 from collections.abc import Callable
@@ -29,8 +29,8 @@ from mal.training.graphed import Graphed
 from mal.training.objective import Inputs, Objective
 from mal.training.optimizers import schedule
 from tests.chains import CPU, chain_config, made_up_images, plain_augmentation, trainer_in
-from tests.replaying import Recorder, replay_on_the_cpu
 from tests.test_chain_maps import scenes_config
+from tests.training.replaying import Recorder, replay_on_the_cpu
 
 GRAPHS = Device(CPU.torch, bf16=False, graphs=True)
 COUNT, BATCH, STEPS = 22, 8, 7
