@@ -58,6 +58,55 @@ def fold_products(products_RB, norms_B, first, rows_R, best_N, second_N, nearest
 
 
 @compiled()
+def _count_below(products_B, norms_B, value):  # type: ignore[no-untyped-def]
+    """How many of a row's values are below one; without fastmath, as that may be infinite."""
+    count = np.int32(0)
+    for j in range(norms_B.size):
+        count += np.int32(norms_B[j] - np.float32(2) * products_B[j] < value)
+    return count
+
+
+@compiled(fastmath=True)
+def _dot32(x_D, y_D):  # type: ignore[no-untyped-def]
+    """Inner product of two rows, in float32."""
+    total = np.float32(0)
+    for d in range(x_D.size):
+        total += x_D[d] * y_D[d]
+    return total
+
+
+@compiled()
+def fold_near(  # type: ignore[no-untyped-def]
+    most_RB, features_ND, centres_BD, norms_B, first, rows_R, best_N, second_N, nearest_N, limit
+):
+    """As `fold_products`, from upper bounds of the products: only pairs that may be nearer are multiplied out.
+
+    Returns the rows with more than `limit` such pairs, for which nothing was done.
+    """
+    left, count = np.empty_like(rows_R), 0
+    for r in range(rows_R.size):
+        i = rows_R[r]
+        near = _count_below(most_RB[r], norms_B, second_N[i])
+        if near == 0:
+            continue
+        if near > limit:
+            left[count] = i
+            count += 1
+            continue
+        best, second, nearest = best_N[i], second_N[i], nearest_N[i]
+        for j in range(norms_B.size):
+            if not norms_B[j] - np.float32(2) * most_RB[r, j] < second:
+                continue
+            value = norms_B[j] - np.float32(2) * _dot32(features_ND[i], centres_BD[j])
+            if value < best:
+                second, best, nearest = best, value, first + j
+            elif value < second:
+                second = value
+        best_N[i], second_N[i], nearest_N[i] = best, second, nearest
+    return left[:count]
+
+
+@compiled()
 def _history(i, features_ND, centres_MD, picks_B, folded, gap, error, nearest):  # type: ignore[no-untyped-def]
     """Exact squared distance of candidate i to the first `folded` centres; by the nearest alone where certain."""
     labelled = centres_MD.shape[0]

@@ -91,12 +91,13 @@ def _scores(name: str, passes: bool) -> Callable[[_Sizes], Estimate]:
 
 def _coreset(z: _Sizes) -> Estimate:
     # The lazy search does a fifth to a quarter of the plain products on random features, less where classes
-    # are distinct.
+    # are distinct, or where a first look at the principal directions tells most pairs.
     plain = 2.0 * z.n * (z.m + z.b) * z.d
     pool = 4 * z.d * max(4096, z.n // 16)
     inputs = 4 * z.d * (z.n + z.m)
     other = "coreset on a random subset of the candidates"
-    return Estimate("coreset", 80 * z.n + pool + 2**26, plain / 4, other, inputs)
+    look = 260 * (z.n + z.m) + 16 * 512 * z.d if z.d >= 256 else 0
+    return Estimate("coreset", 80 * z.n + pool + look + 2**26, plain / 4, other, inputs)
 
 
 def _badge(z: _Sizes) -> Estimate:

@@ -4,6 +4,10 @@ The plain algorithm updates every candidate's distance to its nearest centre at 
 only fall, so a stale one is an upper bound: only candidates whose bound may be the highest have to be brought
 up to date, in blocks of centres (one matrix product each). float32 products carry a rigorous error bound;
 where two candidates are closer than that, they are compared in float64.
+
+Most of a block's centres are far from a candidate, and few numbers say so: with P the projection onto the features'
+first principal directions and Q onto the others, x.c <= Px.Pc + |Qx||Qc| (Cauchy-Schwarz). That product is D / 65 times
+as cheap, and only the pairs that may be nearer than those before need all of their D numbers.
 """
 
 from __future__ import annotations
@@ -21,6 +25,11 @@ if TYPE_CHECKING:
     import torch
 
 _SAMPLE = 8192  # bounds looked at to place the threshold that separates the pool of candidates worth an update
+_LEADING = 64  # principal directions that a first look takes, where features have many more
+_WORTH_A_LOOK = 2**31  # pairs of candidates and centres; with a quarter of these it gains nothing
+_DIRECTIONS_OF = 512  # candidates that these are computed from
+_ROUNDINGS = 5  # of the first look's numbers, as many dimensions' worth in the bound of the products' error
+_NEAR = 1 / 8  # of a block's centres: for a candidate with more to multiply out, one product with all costs less
 
 
 def kcenter_greedy(
@@ -31,6 +40,7 @@ def kcenter_greedy(
     device: str | torch.device = "cpu",
     block: int = 256,
     pool: int | None = None,
+    leading: int | None = None,
     progress: Progress | None = None,
 ) -> Indices:
     """Pick `budget` times the candidate farthest (L2) from its nearest centre, which then is a centre too.
@@ -38,9 +48,11 @@ def kcenter_greedy(
     features_ND: (N, D) candidates; centres_MD: (M, D) labelled features, or None. Distances are those of the
     float32 features in float64; ties go to the lowest position, chosen candidates are never chosen again, and
     without labelled centres the first pick is position 0. `block` centres are folded in at a time; `pool`
-    candidates are kept in view (default: N / 16, at least 4096): both change the time only. With a `device`
-    other than cpu the products run there, in float32 proper; the features are kept on both sides. Memory: the
-    features as given and 52 bytes per candidate.
+    candidates are kept in view (default: N / 16, at least 4096); a first look takes the `leading` principal
+    directions (default: 64 of 256 or more where candidates times centres are over 2e9; 0: none): these change
+    the time only. With a `device` other than cpu the products run there, in float32 proper and without a first
+    look; the features are kept on both sides. Memory: the features as given, 52 bytes per candidate, and 260 per
+    candidate and labelled centre for a first look.
     Returns int64 (budget,) in order of choice. Raises ValueError for features that are not finite.
     Source: Sener & Savarese, Active Learning for CNNs: A Core-Set Approach (ICLR 2018), algorithm 1.
     """
@@ -50,32 +62,104 @@ def kcenter_greedy(
     centres = check_features(np.empty((0, width)) if centres_MD is None else centres_MD, "centres", width)
     if block < 1:
         raise ValueError(f"block={block}: must be 1 or more centres")
-    search = _Search(features, centres, budget, block, device)
+    if leading is None:
+        pairs = len(features) * (len(centres) + budget)
+        leading = _LEADING if width >= 4 * _LEADING and pairs >= _WORTH_A_LOOK else 0
+    search = _Search(features, centres, budget, block, min(leading, width - _ROUNDINGS), device)
     return search.run(pool or max(4096, len(features) // 16), progress)
 
 
 class _HostProducts:
     """Folds blocks of centres into the state with numpy's matrix product and a compiled reduction."""
 
-    def __init__(self, search: _Search) -> None:
+    def __init__(self, search: _Search, leading: int) -> None:
         self.search = search
+        self.leading: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        if leading > 0:
+            sample = search.features_ND[:: -(-len(search.features_ND) // _DIRECTIONS_OF)].astype(np.float64)
+            directions_DL = np.linalg.svd(sample, full_matrices=False)[2][:leading].T
+            self.leading = (
+                _leading(search.features_ND, search.norms_N, directions_DL),
+                _leading(search.centres_MD, search.norms_M, directions_DL),
+            )
 
     def fold(self, rows_R: Indices, first: int, stop: int) -> None:
+        search = self.search
+        step = max(256, 2_000_000 // search.block)
+        buffer = np.empty(min(step, rows_R.size) * search.block, dtype=np.float32)
+        for r in range(0, rows_R.size, step):
+            part = rows_R[r : r + step]
+            leading_RL = None if self.leading is None else _rows(self.leading[0], part)
+            features_RD: NDArray[np.float32] | None = None  # gathered once for all blocks
+            for c in range(first, stop, search.block):
+                end = min(stop, c + search.block)
+                if leading_RL is not None and c > 0:
+                    left = self.fold_near(part, leading_RL, c, end, buffer)
+                    if left.size:
+                        self.fold_all(left, _rows(search.features_ND, left), c, end, buffer)
+                    if 2 * left.size > part.size:  # the next blocks are no better
+                        leading_RL = None
+                else:
+                    features_RD = _rows(search.features_ND, part) if features_RD is None else features_RD
+                    self.fold_all(part, features_RD, c, end, buffer)
+
+    def fold_near(
+        self, part: Indices, leading_RL: NDArray[np.float32], first: int, end: int, buffer: NDArray[np.float32]
+    ) -> Indices:
+        """By the products with those that may be among the two nearest so far; the rows where these are too many."""
         from mal.acquisition import _kernels
 
         search = self.search
-        step = max(256, 2_000_000 // search.block)
-        buffer = np.empty((min(step, rows_R.size), search.block), dtype=np.float32)
-        for r in range(0, rows_R.size, step):  # a part's features are gathered once for all blocks
-            part = rows_R[r : r + step]
-            features_RD = search.rows(part)
-            for c in range(first, stop, search.block):
-                centres_BD, norms_B = search.centre_block(c, min(stop, c + search.block))
-                products = buffer[: part.size, : len(centres_BD)]
-                if len(centres_BD) < search.block:
-                    products = np.empty((part.size, len(centres_BD)), dtype=np.float32)
-                np.matmul(features_RD, centres_BD.T, out=products)
-                _kernels.fold_products(products, norms_B, c, part, search.best_N, search.second_N, search.nearest_N)
+        centres_BD, norms_B = search.centre_block(first, end)
+        most_RB = np.matmul(leading_RL, self.leading_block(first, end).T, out=_shaped(buffer, len(part), end - first))
+        return _kernels.fold_near(
+            most_RB, search.features_ND, centres_BD, norms_B, first, part, search.best_N, search.second_N,
+            search.nearest_N, _NEAR * len(norms_B),
+        )  # fmt: skip
+
+    def fold_all(
+        self, part: Indices, features_RD: NDArray[np.float32], first: int, end: int, buffer: NDArray[np.float32]
+    ) -> None:
+        """By the products with all centres first..end-1."""
+        from mal.acquisition import _kernels
+
+        search = self.search
+        centres_BD, norms_B = search.centre_block(first, end)
+        products_RB = np.matmul(features_RD, centres_BD.T, out=_shaped(buffer, len(part), end - first))
+        _kernels.fold_products(products_RB, norms_B, first, part, search.best_N, search.second_N, search.nearest_N)
+
+    def leading_block(self, first: int, end: int) -> NDArray[np.float32]:
+        """Of centres first..end-1."""
+        assert self.leading is not None
+        of_candidates, of_labelled = self.leading
+        return self.search.of_centres(of_labelled, of_candidates, first, end)
+
+
+def _rows(of_candidates: NDArray[np.float32], rows_R: Indices) -> NDArray[np.float32]:
+    """Those of some candidates, in ascending order, without a copy where they are neighbours."""
+    if rows_R[-1] - rows_R[0] == rows_R.size - 1:
+        return of_candidates[rows_R[0] : rows_R[-1] + 1]
+    return of_candidates[rows_R]
+
+
+def _shaped(buffer: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+    return buffer[: rows * columns].reshape(rows, columns)
+
+
+def _leading(
+    features_ND: NDArray[np.float32], norms_N: NDArray[np.float64], directions_DL: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """[Px, |Qx|], float32 (N, L + 1): the product of two is at least x.c, but for roundings as in x.c itself."""
+    found = np.empty((len(features_ND), directions_DL.shape[1] + 1), np.float32)
+    step = max(1, 2**22 // features_ND.shape[1])
+    for first in range(0, len(found), step):
+        rows = slice(first, first + step)
+        projected_RL = features_ND[rows].astype(np.float64) @ directions_DL
+        found[rows, :-1] = projected_RL
+        # Rounded up: 1e-12 covers the float64 roundings, which a difference of nearly equal numbers would magnify.
+        rest = np.maximum(0, norms_N[rows] * (1 + 1e-12) - (projected_RL**2).sum(axis=1))
+        found[rows, -1] = np.sqrt(rest) * (1 + 2.0**-22)
+    return found
 
 
 class _TorchProducts:
@@ -139,6 +223,7 @@ class _Search:
         centres: NDArray[np.float32],
         budget: int,
         block: int,
+        leading: int,
         device: str | torch.device,
     ) -> None:
         self.features_ND, self.centres_MD, self.budget, self.block = features, centres, budget, block
@@ -160,7 +245,7 @@ class _Search:
         self.low_N = np.full(count, -np.inf)
         self.high_N = np.full(count, np.inf)
         self.picks_B = np.empty(budget, dtype=np.int64)
-        self.products = _HostProducts(self) if str(device) == "cpu" else _TorchProducts(self, device)
+        self.products = _HostProducts(self, leading) if str(device) == "cpu" else _TorchProducts(self, device)
 
     def run(self, pool: int, progress: Progress | None) -> Indices:
         from mal.acquisition import _kernels
@@ -214,19 +299,20 @@ class _Search:
             self.low_N[rows_R] = np.maximum(0, value_R - self.error_N[rows_R])
             self.high_N[rows_R] = np.maximum(0, value_R + self.error_N[rows_R])
 
-    def rows(self, rows_R: Indices) -> NDArray[np.float32]:
-        """The candidates' features, without a copy where they are neighbours."""
-        if rows_R[-1] - rows_R[0] == rows_R.size - 1:
-            return self.features_ND[rows_R[0] : rows_R[-1] + 1]
-        return self.features_ND[rows_R]
-
     def centre_block(self, first: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Centres first..stop-1 and their squared lengths in float32."""
+        return self.of_centres(self.centres_MD, self.features_ND, first, stop), self.centre_norms(first, stop)
+
+    def centre_norms(self, first: int, stop: int) -> NDArray[np.float32]:
+        """Their squared lengths alone."""
+        return self.of_centres(self.norms_M, self.norms_N, first, stop).astype(np.float32)
+
+    def of_centres(self, of_labelled: NDArray[Any], of_candidates: NDArray[Any], first: int, stop: int) -> NDArray[Any]:
+        """What is known of the labelled and of the candidates, for centres first..stop-1."""
         labelled = len(self.centres_MD)
-        old = slice(min(first, labelled), min(stop, labelled))
+        old = of_labelled[min(first, labelled) : min(stop, labelled)]
         new = self.picks_B[max(first - labelled, 0) : max(stop - labelled, 0)]
-        features = np.concatenate([self.centres_MD[old], self.features_ND[new]]) if new.size else self.centres_MD[old]
-        return features, np.concatenate([self.norms_M[old], self.norms_N[new]]).astype(np.float32)
+        return np.concatenate([old, of_candidates[new]]) if new.size else old
 
     def merge(self, rows_R: Indices, best_R: Any, second_R: Any, nearest_R: Any, first: int) -> None:
         """Fold a block's two lowest values into the state (the compiled reduction does the same in one go)."""

@@ -44,16 +44,18 @@ def problem(seed: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
     return points[:n], points[n:]
 
 
-@pytest.mark.parametrize("device", ["cpu", "torch"])
+@pytest.mark.parametrize("device", ["cpu", "torch", "a first look at all", "a first look where it pays"])
 @pytest.mark.parametrize("kind", ["lattice", "clusters", "rank 1", "equal", "normal"])
 def test_picks_are_those_of_the_plain_algorithm(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if device == "torch":  # what a CUDA device would run, on the CPU
 
-        def on_torch(search: Any) -> Any:
+        def on_torch(search: Any, leading: int) -> Any:
             return torch_products(search, "cpu")
 
         torch_products = kcenter._TorchProducts
         monkeypatch.setattr(kcenter, "_HostProducts", on_torch)
+    if device == "a first look at all":
+        monkeypatch.setattr(kcenter, "_NEAR", 1.0)
 
     @settings(deadline=None, max_examples=40)
     @given(seeds)
@@ -62,7 +64,8 @@ def test_picks_are_those_of_the_plain_algorithm(kind: str, device: str, monkeypa
         rng = np.random.default_rng(seed)
         for budget in {1, len(features), int(rng.integers(1, len(features) + 1))}:
             block, pool = int(rng.integers(1, 12)), int(rng.integers(1, len(features) + 1))
-            picks = kcenter_greedy(features, centres, budget, block=block, pool=pool)
+            leading = int(rng.integers(1, 20)) if "look" in device else 0
+            picks = kcenter_greedy(features, centres, budget, block=block, pool=pool, leading=leading)
             assert picks.dtype == np.int64
             assert picks.tolist() == plain(features, centres, budget)
 
@@ -78,6 +81,36 @@ def test_default_blocks_on_a_larger_pool_and_progress() -> None:
     assert picks.tolist() == plain(features, centres, 400)
     assert seen == sorted(seen)
     assert seen[-1] == (400, 400)
+
+
+@pytest.mark.parametrize("clustered", [True, False])
+def test_a_first_look_bounds_products_and_leaves_few_where_it_pays(
+    clustered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(4)
+    points = rng.normal(size=(20_000, 256))
+    if clustered:  # 40 classes in 16 dimensions
+        inputs = rng.normal(size=(40, 1, 16)) + 0.1 * rng.normal(size=(40, 500, 16))
+        points = rng.permutation(np.maximum(inputs.reshape(-1, 16) @ rng.normal(size=(16, 256)), 0))
+    features, centres = points[1000:].astype(np.float32), points[:1000].astype(np.float32)
+    slack, left = [], []
+    fold = kcenter._HostProducts.fold_near
+
+    def look(products: Any, part: np.ndarray, leading_RL: np.ndarray, first: int, end: int, buffer: Any) -> Any:
+        block, _ = products.search.centre_block(first, end)
+        exact = features[part[:50]].astype(np.float64) @ block.astype(np.float64).T
+        slack.append(float(np.min(leading_RL[:50] @ products.leading_block(first, end).T - exact)))
+        rows = fold(products, part, leading_RL, first, end, buffer)
+        left.append(len(rows) / len(part))
+        return rows
+
+    monkeypatch.setattr(kcenter._HostProducts, "fold_near", look)
+    picks = kcenter_greedy(features, centres, 300, leading=64)
+    assert min(slack) > -1e-6 * float((features**2).sum(1).max())
+    assert np.mean(left) < 0.1 if clustered else np.mean(left) > 0.9
+    looked = len(left)
+    assert picks.tolist() == kcenter_greedy(features, centres, 300).tolist()
+    assert len(left) == looked  # so few pairs are not looked at first
 
 
 def test_half_precision_and_strided_features_are_taken_as_float32() -> None:
