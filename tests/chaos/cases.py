@@ -30,7 +30,7 @@ class Case:
 
 
 PLAIN = ClusterShape(grace_s=5, kill_wait_s=3, gpus_per_node=0)
-# Slurm's own pause is 121 s. A job that starts on its node again before what ran on there has been ended is held.
+# Slurm's own pause is 121 s. A job that starts on its node again before what ran on there has been ended drains it.
 PAUSE = ClusterShape(grace_s=5, kill_wait_s=3, gpus_per_node=0, requeue_s=20)
 BOTH = ("cluster.nodes=2",)
 SHORT = ("cluster.time.default=3",)
