@@ -10,6 +10,7 @@ commit
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -92,6 +93,7 @@ class Rounds:
         Where people are asked for the initial labels, it asks them and returns without a commit. Raises `Interrupted`
         where a stop is asked for, and `DamagedRun` where the rounds before are not as committed.
         """
+        gc.collect()  # the scores of the round before hang in reference cycles: N x d numbers
         folder = run_folder.round_folder(self.chain, number)
         world = self.device.world
         if world.once(lambda: self._ask_first(number)):
