@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +30,26 @@ from mal.training.objective import Inputs
 
 Found = dict[str, Any]
 Check = tuple[float, Callable[["Bench"], Found]]
-"""Seconds that must be left for it, and what it does: what it found, or AssertionError saying what does not hold."""
+"""Its seconds at most, and what it does: what it found, or AssertionError saying what does not hold."""
+SLOWER = 30  # times as many seconds in a rehearsal, on a CPU that others use too
+GRACE = 25.0  # seconds beyond all checks' after which a check that does not come back is given up, with the process
 
 
-@dataclass(frozen=True)
+class TooLong(Exception):
+    """A check's seconds are over."""
+
+
+@dataclass
 class Bench:
-    """What the checks run on. kind: cuda or cpu; work: a folder of theirs."""
+    """What the checks run on. kind: cuda or cpu; work: a folder of theirs.
+
+    told: what the check at work has found so far; running: the processes that it has started.
+    """
 
     kind: str
     work: Path
+    told: Found = field(default_factory=dict)
+    running: list[int] = field(default_factory=list)
 
     @property
     def cuda(self) -> bool:
@@ -46,9 +61,32 @@ class Bench:
         fixed = [f"methods=[{method}]", f"seeds=[{seed}]", f"device={self.kind}"]
         return compose_sweep([*fixed, *words]).chains[0]
 
-    def environment(self, **changes: str) -> dict[str, str]:
-        """Of processes that a check starts."""
-        return {**os.environ, "PYTHONUNBUFFERED": "1", **changes}
+    def epochs(self, of_minimax: float, of_task: float) -> tuple[str, str]:
+        """The keys of so much training, of which a rehearsal does a fifth."""
+        part = 1.0 if self.cuda else 0.2
+        return f"minimax.epochs={part * of_minimax:g}", f"task.epochs={part * of_task:g}"
+
+    @contextmanager
+    def process(self, command: Sequence[str | Path], log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A command that writes to a log; it and what it has started are killed where the check ends before it."""
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
+        with log.open("ab") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+        self.running.append(process.pid)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            self.running.remove(process.pid)
+
+    def ended(self, command: Sequence[str | Path], **variables: str) -> tuple[int, str]:
+        """A command run to its end: its exit status, and what it said."""
+        log = self.work / f"log-{time.monotonic_ns()}.txt"
+        with self.process(command, log, **variables) as process:
+            status = process.wait()
+        return status, log.read_text()
 
 
 class Data:
@@ -89,33 +127,68 @@ def digest(*things: nn.Module | torch.Tensor) -> str:
 
 
 def run_all(checks: Sequence[Check], bench: Bench, out: Path, seconds: float, only: Sequence[str]) -> int:
-    """Run them within so many seconds; the number of those that failed."""
+    """Run them within so many seconds, noting each at once; the number of those that failed."""
     out.mkdir(parents=True, exist_ok=True)
-    began, found = time.monotonic(), {}
-    for needed, function in checks:
-        name = function.__name__
-        if only and name not in only:
-            continue
-        left = seconds - (time.monotonic() - began)
-        found[name] = _run(function, bench) if left >= needed else {"verdict": "NO TIME"}
-        told = {key: value for key, value in found[name].items() if key != "at"}
-        print(name, json.dumps(told), flush=True)
+    slower = 1 if bench.cuda else SLOWER
+    end, found = time.monotonic() + seconds * slower, {}
+
+    def note() -> None:
         device = torch.cuda.get_device_name() if bench.cuda and torch.cuda.is_available() else bench.kind
         text = json.dumps({"device": device, "torch": torch.__version__, "checks": found}, indent=1)
         (out / "gpu.json").write_text(text + "\n")
+
+    def give_up() -> None:
+        print(f"{list(found)[-1]} does not come back", flush=True)
+        for process in bench.running:
+            os.killpg(process, signal.SIGKILL)
+        os._exit(99)
+
+    hanging = threading.Timer(seconds * slower + GRACE, give_up)
+    hanging.daemon = True
+    hanging.start()
+    for limit, function in checks:
+        name, left = function.__name__, end - time.monotonic()
+        if only and name not in only:
+            continue
+        found[name] = {"verdict": "HANGS"}
+        note()
+        found[name] = _run(function, bench, min(limit * slower, left), left) if left > 0 else {"verdict": "NO TIME"}
+        note()
+        print(name, json.dumps({key: value for key, value in found[name].items() if key != "at"}), flush=True)
+    hanging.cancel()
     verdicts = [each["verdict"] for each in found.values()]
     failed = [name for name, each in found.items() if each["verdict"] == "FAIL"]
     print(f"{verdicts.count('PASS')} passed, {len(failed)} failed {failed}, {verdicts.count('NO TIME')} left out")
     return len(failed)
 
 
-def _run(function: Callable[[Bench], Found], bench: Bench) -> Found:
-    began = time.monotonic()
+def _run(function: Callable[[Bench], Found], bench: Bench, limit: float, left: float) -> Found:
+    began, verdict, bench.told = time.monotonic(), "PASS", {}
     try:
-        told = {"verdict": "PASS", **function(bench)}
+        with _at_most(limit):
+            bench.told |= function(bench)
+    except TooLong:
+        verdict = "NO TIME" if limit == left else "FAIL"
+        bench.told["why"] = f"took more than {limit:g} s"
     except Exception as error:  # the others tell something all the same
-        why = f"{type(error).__name__}: {error}"[:1500]
-        told = {"verdict": "FAIL", "why": why, "at": traceback.format_exc()[-1500:]}
+        verdict = "FAIL"
+        bench.told |= {"why": f"{type(error).__name__}: {error}"[:1500], "at": traceback.format_exc()[-1500:]}
     if bench.cuda and torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return told | {"seconds": round(time.monotonic() - began, 1)}
+    return {"verdict": verdict, **bench.told, "seconds": round(time.monotonic() - began, 1)}
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """TooLong after so many seconds, once Python is at work."""
+
+    def too_long(*_: object) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

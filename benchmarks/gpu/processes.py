@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks.gpu.checks import Bench, Check, Found
+from benchmarks.gpu.checks import Bench, Found
 from mal.config.frozen import save_chain
 from mal.files import write_atomic
 from mal.process.distributed import World
@@ -23,6 +23,7 @@ from mal.process.sync_batch_norm import synchronise
 from mal.run import folder as run_folder
 from tests.chains import losses, outcome
 
+CHAIN = ("-m", "mal.chain")
 SHORT = ("rounds=2", "checkpoint_minutes=0.01", "threads=4")
 # Two processes of one GPU by gloo, which NCCL would refuse.
 GLOO = """
@@ -31,6 +32,21 @@ start = dist.init_process_group
 dist.init_process_group = lambda backend, **options: start("gloo", **options)
 import mal.process.device as device
 device.refuse_shared = lambda places: None
+import mal.chain as chain
+from mal.process.distributed import leave
+leave(chain.main())
+"""
+
+# A chain on a CPU that repeats recorded steps as a CUDA graph would.
+REPLAYED = """
+import os
+import sys
+sys.path.insert(0, os.getcwd())
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+import mal.process.device as device
+from tests.training.replaying import replay_on_the_cpu
+device._check_graphs = lambda *_: None
+replay_on_the_cpu()
 import mal.chain as chain
 from mal.process.distributed import leave
 leave(chain.main())
@@ -45,17 +61,17 @@ def write(bench: Bench, name: str, *words: str, method: str = "mal") -> Path:
     return folder
 
 
-def run(bench: Bench, folder: Path, kill: int = 0, after: float = 0.0, **variables: str) -> int:
+def run(
+    bench: Bench, folder: Path, kill: int = 0, after: float = 0.0, start: Sequence[str | Path] = CHAIN, **variables: str
+) -> int:
     """One process of the chain, to its end; kill: a signal, so many seconds after it has begun to train."""
-    with (folder / "log.txt").open("ab") as log:
-        command = [sys.executable, "-m", "mal.chain", str(folder)]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=bench.environment(**variables))
+    with bench.process([sys.executable, *start, folder], folder / "log.txt", **variables) as process:
         if kill:
             while process.poll() is None and not _trains(folder):
                 time.sleep(0.02)
             time.sleep(after)
             process.send_signal(kill)
-        return process.wait(timeout=150)
+        return process.wait()
 
 
 def _trains(folder: Path) -> bool:
@@ -79,31 +95,51 @@ def write_cifar(folder: Path) -> None:
 
 def killed_chains_equal_undisturbed_ones(bench: Bench) -> Found:
     """Told to stop, then killed, then run to its end: the bytes of a chain that nothing happened to."""
+    if bench.cuda:
+        cifar = small_cifar(bench)
+        killed(bench, "resnet18_bf16", (*cifar, "precision=bf16", "task.epochs=20"), "coreset")
+        killed(bench, "vaal", (*cifar, "task.epochs=4", "method.epochs=2"), "vaal")
+        killed(bench, "vgg16", (*cifar, "backbone=vgg16_bn", *bench.epochs(4, 6)), "mal")
+    killed(bench, "drn", ("dataset=digit_scenes", *bench.epochs(1, 1), *SHORT), "mal")
+    return {}
+
+
+def killed_chains_of_cuda_graphs_equal_undisturbed_ones(bench: Bench) -> Found:
+    """The same with cuda_graphs=true; in a rehearsal by an emulation."""
+    start: Sequence[str | Path] = CHAIN
+    digits = ("dataset=digits", f"task.epochs={100 if bench.cuda else 2}", "cuda_graphs=true", *SHORT)
+    if not bench.cuda:
+        (script := bench.work / "replayed.py").write_text(REPLAYED)
+        start, digits = (script,), (*digits, "device=auto")
+    if bench.cuda:
+        words = (*small_cifar(bench), "precision=bf16", "minimax.epochs=4", "task.epochs=8", "cuda_graphs=true")
+        killed(bench, "resnet18_bf16_graphs", words, "mal")
+    killed(bench, "small_cnn_graphs", digits, "bald", start)
+    return {}
+
+
+def small_cifar(bench: Bench) -> tuple[str, ...]:
+    """The keys of short chains on 2,000 images of noise, with ResNet18."""
     data = bench.work / "data"
     write_cifar(data)
     few = ("dataset.train=2000", "dataset.test=500", "initial=200", "budget=100")
-    cifar = (f"data={data}", "dataset=cifar100", *few, *SHORT)
-    chains = {"drn": (("dataset=digit_scenes", "minimax.epochs=1", "task.epochs=1", *SHORT), "mal")}
-    if bench.cuda:
-        chains |= {
-            "vgg16": ((*cifar, "backbone=vgg16_bn", "minimax.epochs=4", "task.epochs=6"), "mal"),
-            "resnet18_bf16": ((*cifar, "backbone=resnet18", "precision=bf16", "task.epochs=20"), "coreset"),
-            "vaal": ((*cifar, "backbone=resnet18", "task.epochs=4", "method.epochs=2"), "vaal"),
-        }
-    told: Found = {}
-    for name, (words, method) in chains.items():
-        calm, shaken = (write(bench, f"{name}_{how}", *words, method=method) for how in ("calm", "shaken"))
-        began = time.monotonic()
-        assert run(bench, calm) == 0, tail(calm)
-        seconds = round(time.monotonic() - began, 1)
-        ends = [run(bench, shaken, signal.SIGTERM, 0.3), run(bench, shaken, signal.SIGKILL, 0.8), run(bench, shaken)]
-        assert ends[-1] == 0, tail(shaken)
-        assert outcome(calm) == outcome(shaken), f"{name} differs"
-        committed = run_folder.read_round(calm / "round-1")
-        assert committed.metrics["gpus"] == int(bench.cuda), committed.metrics["gpus"]
-        memory = {key: value for key, value in committed.provenance.items() if key.endswith("_mib")}
-        told[name] = {"undisturbed_s": seconds, "exit_statuses": ends, **memory}
-    return told
+    return f"data={data}", "dataset=cifar100", "backbone=resnet18", *few, *SHORT
+
+
+def killed(bench: Bench, name: str, words: Sequence[str], method: str, start: Sequence[str | Path] = CHAIN) -> None:
+    """A chain stopped and killed, against one that was not."""
+    calm, shaken = (write(bench, f"{name}_{how}", *words, method=method) for how in ("calm", "shaken"))
+    began = time.monotonic()
+    assert run(bench, calm, start=start) == 0, tail(calm)
+    seconds = round(time.monotonic() - began, 1)
+    ends = [run(bench, shaken, signal.SIGTERM, 0.3, start), run(bench, shaken, signal.SIGKILL, 0.8, start)]
+    ends.append(run(bench, shaken, start=start))
+    assert ends[-1] == 0, tail(shaken)
+    assert outcome(calm) == outcome(shaken), f"{name} differs"
+    committed = run_folder.read_round(calm / "round-1")
+    assert committed.metrics["gpus"] == int(bench.cuda), committed.metrics["gpus"]
+    memory = {key: value for key, value in committed.provenance.items() if key.endswith("_mib")}
+    bench.told[name] = {"undisturbed_s": seconds, "exit_statuses": ends, **memory}
 
 
 def one_process_group(bench: Bench) -> Found:
@@ -133,17 +169,11 @@ def one_process_group(bench: Bench) -> Found:
     return {}
 
 
-def ended(bench: Bench, command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """A command run to its end."""
-    environment = bench.environment(**variables)
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=150)
-
-
 def together(bench: Bench, folder: Path, *start: str) -> tuple[int, str]:
     """The chain in two processes; the exit status of torchrun and what they said."""
-    words = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", *(start or ("-m", "mal.chain")))
-    done = ended(bench, [sys.executable, "-m", *words, str(folder)], OMP_NUM_THREADS="4")
-    return done.returncode, (done.stdout + done.stderr)[-3000:]
+    words = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", *(start or CHAIN))
+    status, said = bench.ended([sys.executable, "-m", *words, folder], OMP_NUM_THREADS="4")
+    return status, said[-3000:]
 
 
 def two_processes_on_one_gpu(bench: Bench) -> Found:
@@ -182,18 +212,16 @@ def a_gpu_that_torch_does_not_find_is_named(bench: Bench) -> Found:
 
 def local_sweeps_share_the_gpu(bench: Bench) -> Found:
     """Four chains one after the other, and four at a time: seconds of each sweep."""
-    told = {}
+    told = bench.told.setdefault("seconds_of_sweeps", {})
     for workers in (1, 4):
         keys = ["dataset=digits", "seeds=2", "methods=[mal,entropy]", "rounds=2", "cluster=local", "threads=1"]
-        keys += ["minimax.epochs=1", "task.epochs=1", f"device={bench.kind}", f"cluster.workers={workers}"]
+        keys += [*bench.epochs(1, 1), f"device={bench.kind}", f"cluster.workers={workers}"]
         keys += [f"runs={bench.work / f'sweep{workers}'}"]
         began, command = time.monotonic(), [sys.executable, "sweeps/launch.py", *keys]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=bench.environment(), timeout=150
-        )
-        assert done.returncode == 0, (done.stdout + done.stderr)[-800:]
+        status, said = bench.ended(command)
+        assert status == 0, said[-800:]
         told[f"{workers} at a time"] = round(time.monotonic() - began, 1)
-    return {"seconds_of_sweeps": told}
+    return {}
 
 
 def tests_that_need_a_gpu(bench: Bench) -> Found:
@@ -208,17 +236,7 @@ def tests_that_need_a_gpu(bench: Bench) -> Found:
         "no:cacheprovider",
         "tests/training/test_gpu_steps.py",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=bench.environment(), timeout=150)
-    assert done.returncode == 0, done.stdout[-1500:]
-    assert not bench.cuda or "skipped" not in done.stdout, done.stdout[-1500:]
-    return {"said": done.stdout.strip().splitlines()[-1]}
-
-
-CHECKS: tuple[Check, ...] = (
-    (100, killed_chains_equal_undisturbed_ones),
-    (10, one_process_group),
-    (60, two_processes_on_one_gpu),
-    (15, a_gpu_that_torch_does_not_find_is_named),
-    (40, local_sweeps_share_the_gpu),
-    (40, tests_that_need_a_gpu),
-)
+    status, said = bench.ended(command)
+    assert status == 0, said[-1500:]
+    assert not bench.cuda or "skipped" not in said, said[-1500:]
+    return {"said": said.strip().splitlines()[-1]}
