@@ -2,6 +2,7 @@
 
     python -m benchmarks.scaling                 1, 2 and 4 processes with gloo on this machine, one thread each
     python -m benchmarks.scaling --steps 20      more steps; the first two do not count
+    python -m benchmarks.scaling --nodes         each process on a node: a network namespace with a cable to a switch
 
 strong: the global batch stays, 128 + 128 images. weak: each process keeps as many. Efficiency is one process's seconds
 per image over those of n, by the clock (at most cores / n where there are fewer cores) and in processor seconds of all
@@ -12,13 +13,14 @@ exchanges are within gradients and batch norm.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,16 +92,43 @@ def work(batch: int, steps: int) -> None:
         print(json.dumps({name: [each.wall / steps, each.cpu / steps] for name, each in found.items()}), flush=True)
 
 
-def run(size: int, batch: int, steps: int) -> list[dict[str, list[float]]]:
-    """What each of `size` processes found."""
+@contextlib.contextmanager
+def nodes(size: int) -> Iterator[list[str]]:
+    """So many network namespaces, which sockets take for machines, at 10.98.7.1 and up. Needs root and iproute2."""
+    switch, names = "mal-scaling", [f"mal-scaling-{number}" for number in range(size)]
+    try:
+        for name in (switch, *names):
+            _ip("netns", "add", name)
+        _ip("-n", switch, "link", "add", "switch", "up", "type", "bridge")
+        for number, name in enumerate(names, 1):
+            port = f"port{number}"
+            _ip("link", "add", "cable", "netns", name, "type", "veth", "peer", "name", port, "netns", switch)
+            _ip("-n", switch, "link", "set", port, "master", "switch", "up")
+            _ip("-n", name, "address", "add", f"10.98.7.{number}/24", "dev", "cable")
+            for link in ("lo", "cable"):
+                _ip("-n", name, "link", "set", link, "up")
+        yield names
+    finally:
+        for name in (*names, switch):
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def run(size: int, batch: int, steps: int, places: Sequence[str] = ()) -> list[dict[str, list[float]]]:
+    """What each of `size` processes found; places: the network namespace of each, none for this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = []
     for rank in range(size):
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names = {"RANK": rank, "LOCAL_RANK": 0 if places else rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+        names["MASTER_ADDR"] = "10.98.7.1" if places else "127.0.0.1"
         variables = {key: str(value) for key, value in names.items()} | dict.fromkeys(THREAD_VARIABLES, "1")
-        command = [sys.executable, "-m", "benchmarks.scaling", "--batch", str(batch), "--steps", str(steps)]
+        command = ["ip", "netns", "exec", places[rank]] if places else []
+        command += [sys.executable, "-m", "benchmarks.scaling", "--batch", str(batch), "--steps", str(steps)]
         environment = {**os.environ, **variables, "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
     told = [process.communicate()[0] for process in processes]
@@ -111,6 +140,7 @@ def main() -> None:
     """The table, in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--nodes", action="store_true", help="each process in a network namespace of its own")
     parser.add_argument("--batch", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.batch:
@@ -122,7 +152,8 @@ def main() -> None:
         alone: tuple[float, float] | None = None
         for size in SIZES:
             batch = BATCH * (size if kind == "weak" else 1)
-            found = run(size, batch, given.steps)
+            with nodes(size) if given.nodes else contextlib.nullcontext([]) as places:
+                found = run(size, batch, given.steps, places)
             wall, cpu = found[0]["step"][0], sum(each["step"][1] for each in found)
             per_image = size * wall / batch, cpu / batch
             alone = alone or per_image
