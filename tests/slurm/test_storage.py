@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -213,7 +214,9 @@ def test_a_configuration_that_shows_late_is_waited_for(tmp_path: Path, monkeypat
     whole, waits = path.read_text(), []
     path.unlink()
 
-    def sleep(seconds: float) -> None:
+    def sleep(seconds: float, real: Callable[[float], None] = time.sleep) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return real(seconds)  # other threads of the process sleep too
         waits.append(seconds)
         path.write_text(whole if len(waits) > 3 else "" if len(waits) < 3 else "[cut")
 
