@@ -89,7 +89,7 @@ $(UV):
 	    --target .tools uv==$(UV_VERSION)
 
 $(PY): | $(UV)
-	$(UV) venv --quiet --clear --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+	$(UV) venv --quiet --clear --seed --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
 
 ifdef TORCH
 .venv/.run$(OF): pyproject.toml $(PIN) | $(PY)

@@ -105,10 +105,10 @@ def _knobs(plans: Sequence[ChainPlan], pool: int, gpus: int, rates: Rates) -> st
     of_pool = [f"{section}.epoch_of=labelled" for section in sections if getattr(config, section).epoch_of == "pool"]
     now, then = (hours(images_of(each, pool), rates) for each in (plans, by_labelled(plans)))
     if of_pool:
-        less = f": {sum(then.values()):,.1f} GPU-hours" if then else ""
+        less = f", which makes {sum(then.values()):,.1f} GPU-hours" if then else ""
         lines.append(f"or {', '.join(of_pool)}{less}")
     if gpus <= 1 and now and (each := sum(now.values()) / len(plans)) >= WORTH_SHARING:
-        several = f"{each / SEVERAL:,.1f} h at best instead of {each:,.1f}"
+        several = f"{each / SEVERAL:,.1f} h at best instead of {each:,.1f}, on average"
         lines.append(f"or, on Slurm, cluster.gpus_per_node={SEVERAL}, which share each batch: a chain in {several}")
     return NEXT.join(lines)
 

@@ -216,7 +216,8 @@ def test_a_configuration_that_shows_late_is_waited_for(tmp_path: Path, monkeypat
 
     def sleep(seconds: float, real: Callable[[float], None] = time.sleep) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return real(seconds)  # other threads of the process sleep too
+            real(seconds)  # of other threads
+            return
         waits.append(seconds)
         path.write_text(whole if len(waits) > 3 else "" if len(waits) < 3 else "[cut")
 
