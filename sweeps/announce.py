@@ -108,7 +108,7 @@ def _knobs(plans: Sequence[ChainPlan], pool: int, gpus: int, rates: Rates) -> st
         less = f", which makes {sum(then.values()):,.1f} GPU-hours" if then else ""
         lines.append(f"or {', '.join(of_pool)}{less}")
     if gpus <= 1 and now and (each := sum(now.values()) / len(plans)) >= WORTH_SHARING:
-        several = f"{each / SEVERAL:,.1f} h at best instead of {each:,.1f}, on average"
+        several = f"{each / SEVERAL:,.1f} h at best, not {each:,.1f} (mean)"
         lines.append(f"or, on Slurm, cluster.gpus_per_node={SEVERAL}, which share each batch: a chain in {several}")
     return NEXT.join(lines)
 
