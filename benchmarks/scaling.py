@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any
 
 import torch
@@ -94,8 +95,11 @@ def work(batch: int, steps: int) -> None:
 
 @contextlib.contextmanager
 def nodes(size: int) -> Iterator[list[str]]:
-    """So many network namespaces, which sockets take for machines, at 10.98.7.1 and up. Needs root and iproute2."""
-    switch, names = "mal-scaling", [f"mal-scaling-{number}" for number in range(size)]
+    """So many network namespaces, which sockets take for machines, at 10.98.7.1 and up. Needs root and iproute2.
+
+    Their names end in a, b, and so on.
+    """
+    switch, *names = (f"mal-{os.getpid()}-{end}" for end in ("switch", *ascii_lowercase[:size]))
     try:
         for name in (switch, *names):
             _ip("netns", "add", name)
@@ -114,7 +118,7 @@ def nodes(size: int) -> Iterator[list[str]]:
 
 
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
+    subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
 def run(size: int, batch: int, steps: int, places: Sequence[str] = ()) -> list[dict[str, list[float]]]:
@@ -127,6 +131,8 @@ def run(size: int, batch: int, steps: int, places: Sequence[str] = ()) -> list[d
         names = {"RANK": rank, "LOCAL_RANK": 0 if places else rank, "WORLD_SIZE": size, "MASTER_PORT": port}
         names["MASTER_ADDR"] = "10.98.7.1" if places else "127.0.0.1"
         variables = {key: str(value) for key, value in names.items()} | dict.fromkeys(THREAD_VARIABLES, "1")
+        if places:
+            variables["GLOO_SOCKET_IFNAME"] = "cable"  # this machine's own would not be found there
         command = ["ip", "netns", "exec", places[rank]] if places else []
         command += [sys.executable, "-m", "benchmarks.scaling", "--batch", str(batch), "--steps", str(steps)]
         environment = {**os.environ, **variables, "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}

@@ -7,24 +7,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 import torch.distributed as dist
 
+from benchmarks.scaling import nodes
 from mal.process.distributed import choose_interface
 from mal.run import folder as run_folder
 from tests.chains import ROOT, chain_config, environment, write_chain
 
-HOSTS = {
-    "mal-test-a": "127.0.0.1 localhost\n127.0.1.1 nodea\n10.99.7.2 nodeb\n",
-    "mal-test-b": "127.0.0.1 localhost\n127.0.1.1 nodeb\n10.99.7.1 nodea\n",
-}
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=60)
+HOSTS = (
+    "127.0.0.1 localhost\n127.0.1.1 nodea\n10.98.7.2 nodeb\n",
+    "127.0.0.1 localhost\n127.0.1.1 nodeb\n10.98.7.1 nodea\n",
+)
 
 
 @pytest.fixture
@@ -32,26 +30,17 @@ def two_hosts() -> Iterator[list[str]]:
     """Two network namespaces with a cable between them, each with a hosts file of its own."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need root and iproute2")
-    names = list(HOSTS)
-    try:
-        ip("netns", "add", names[0])
-    except subprocess.CalledProcessError as refused:
-        pytest.skip(f"no network namespaces here: {refused.stderr.decode().strip()}")
-    try:
-        ip("netns", "add", names[1])
-        ip("link", "add", "mal-a", "netns", names[0], "type", "veth", "peer", "name", "mal-b", "netns", names[1])
-        for number, (name, link) in enumerate(zip(names, ("mal-a", "mal-b"), strict=True), 1):
-            ip("-n", name, "addr", "add", f"10.99.7.{number}/24", "dev", link)
-            ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "link", "set", link, "up")
-            hosts = Path("/etc/netns", name, "hosts")
-            hosts.parent.mkdir(parents=True, exist_ok=True)
-            hosts.write_text(HOSTS[name])
+    with ExitStack() as stack:
+        try:
+            names = stack.enter_context(nodes(2))
+        except subprocess.CalledProcessError as refused:
+            pytest.skip(f"no network namespaces here: {refused.stderr.decode().strip()}")
+        for name, hosts in zip(names, HOSTS, strict=True):
+            folder = Path("/etc/netns", name)
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "hosts").write_text(hosts)
         yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True, timeout=60)
-            shutil.rmtree(Path("/etc/netns", name), ignore_errors=True)
 
 
 @pytest.mark.slow
@@ -97,12 +86,18 @@ def own_address() -> tuple[str, str]:
     pytest.skip("this machine has no network but its own")
 
 
+def unset_for_now(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it was not set: what the test sets is gone after it."""
+    monkeypatch.setenv(variable, "")
+    monkeypatch.delenv(variable)
+
+
 @pytest.mark.parametrize("given", [None, "mine"])
 def test_the_interface_is_that_which_leads_to_the_master(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 knows itself as 127.0.1.1; what rank 1 sees of it tells both which network they share."""
     interface, address = own_address()
     for masters, expected in (((address, address), interface), (("127.0.1.1", address), interface)):
-        monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+        unset_for_now("GLOO_SOCKET_IFNAME", monkeypatch)
         if given:
             monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
         store = dist.HashStore()
@@ -114,6 +109,6 @@ def test_the_interface_is_that_which_leads_to_the_master(given: str | None, monk
 
 
 def test_processes_of_one_machine_meet_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    unset_for_now("GLOO_SOCKET_IFNAME", monkeypatch)
     choose_interface(dist.HashStore(), 0, 1, "127.0.0.1")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
