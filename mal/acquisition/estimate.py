@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mal.acquisition.kcenter import memory_of_look, wide_enough
+
 CPU_FLOPS = 5e10
 """float32 operations per second that a matrix product reaches on one core, at least."""
 
@@ -91,12 +93,12 @@ def _scores(name: str, passes: bool) -> Callable[[_Sizes], Estimate]:
 
 def _coreset(z: _Sizes) -> Estimate:
     # The lazy search does a fifth to a quarter of the plain products on random features, less where classes
-    # are distinct, or where a first look at the principal directions tells most pairs.
+    # are distinct, or where a first look at the principal directions excludes most pairs.
     plain = 2.0 * z.n * (z.m + z.b) * z.d
     pool = 4 * z.d * max(4096, z.n // 16)
     inputs = 4 * z.d * (z.n + z.m)
     other = "coreset on a random subset of the candidates"
-    look = 260 * (z.n + z.m) + 16 * 512 * z.d if z.d >= 256 else 0
+    look = memory_of_look(z.n + z.m, z.d) if wide_enough(z.d) else 0
     return Estimate("coreset", 80 * z.n + pool + look + 2**26, plain / 4, other, inputs)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SAMPLE = 8192  # bounds looked at to place the threshold that separates the pool of candidates worth an update
 _LEADING = 64  # principal directions that a first look takes, where features have many more
 _WORTH_A_LOOK = 2**31  # pairs of candidates and centres; with a quarter of these it gains nothing
-_DIRECTIONS_OF = 512  # candidates that these are computed from
+_DIRECTIONS_OF = 512  # candidates that the directions are computed from
 _ROUNDINGS = 5  # of the first look's numbers, as many dimensions' worth in the bound of the products' error
 _NEAR = 1 / 8  # of a block's centres: for a candidate with more to multiply out, one product with all costs less
 
@@ -64,9 +64,19 @@ def kcenter_greedy(
         raise ValueError(f"block={block}: must be 1 or more centres")
     if leading is None:
         pairs = len(features) * (len(centres) + budget)
-        leading = _LEADING if width >= 4 * _LEADING and pairs >= _WORTH_A_LOOK else 0
+        leading = _LEADING if wide_enough(width) and pairs >= _WORTH_A_LOOK else 0
     search = _Search(features, centres, budget, block, min(leading, width - _ROUNDINGS), device)
     return search.run(pool or max(4096, len(features) // 16), progress)
+
+
+def wide_enough(width: int) -> bool:
+    """Whether features of so many numbers may get a first look."""
+    return width >= 4 * _LEADING
+
+
+def memory_of_look(rows: int, width: int) -> int:
+    """Bytes of a first look at so many candidates and labelled centres: their projections, and the directions'."""
+    return 4 * (_LEADING + 1) * rows + 16 * _DIRECTIONS_OF * width
 
 
 class _HostProducts:
