@@ -6,6 +6,7 @@ one that was cut off (a preemption without grace, a lost node) is judged by the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -37,6 +38,7 @@ BUDGETS: dict[str, int | None] = {
 }
 _TIME = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ ")  # of a log's line
 PLACE = "place"  # of the node: tried once elsewhere
+ONE_PLACE = 4  # attempts on a node that a job cannot leave, a little later each: its trouble may pass
 ADVICE = {
     "timeout": "Raise cluster.time, or lower checkpoint_minutes.",
     "out of memory": "Raise cluster.mem_gb, ask for a larger GPU, or lower the batch sizes.",
@@ -116,20 +118,22 @@ def write_end(
 
 def may_go_on(cause: str, attempts: Sequence[Attempt]) -> bool:
     """Whether a chain whose last attempt ended by `cause` is to be tried again; attempts: including that one."""
-    budget = BUDGETS[cause]
+    budget, last = BUDGETS[cause], _last(cause, attempts)
     if budget is None:
         return True
-    return in_a_row(cause, attempts) <= budget
+    if cause == PLACE and len({attempt.host for attempt in last}) == 1:
+        return len(last) < ONE_PLACE
+    return len(last) <= budget
 
 
 def in_a_row(cause: str, attempts: Sequence[Attempt]) -> int:
     """How many of the last attempts ended by a cause without anything saved, since the chain failed for good."""
-    found = 0
-    for attempt in reversed(attempts):
-        if attempt.cause != cause or attempt.saved or attempt.gave_up:
-            break
-        found += 1
-    return found
+    return len(_last(cause, attempts))
+
+
+def _last(cause: str, attempts: Sequence[Attempt]) -> list[Attempt]:
+    of_cause = itertools.takewhile(lambda a: a.cause == cause and not a.saved and not a.gave_up, reversed(attempts))
+    return list(of_cause)
 
 
 def bad_nodes(chain: Path) -> list[str]:

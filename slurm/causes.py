@@ -16,6 +16,10 @@ KILLED = 128 + signal.SIGKILL
 NO_SUCH_INSTRUCTION = 128 + signal.SIGILL  # built for another processor than this node's
 # Of Slurm and srun, where the kernel ended a process for its memory.
 _KERNEL_KILLED = re.compile(r"oom[-_ ]kill|out of memory", re.IGNORECASE)
+# Of srun, where the job was put back into the queue a moment before.
+_REQUEUED = re.compile(r"Unable to confirm allocation.*pending execution")
+# Of Python: our own code is on the storage of the runs.
+_OUR_CODE = re.compile(r"No module named '(mal|slurm)\b")
 # Of Python, where this node lacks a library, and of processes that have something else to say than that storage fails.
 _LIBRARY = re.compile(r"ImportError|ModuleNotFoundError|cannot open shared object|GLIBC")
 _OTHERWISE = re.compile(r"Traceback|lost the others|did not meet|usage:|Unable to create step|Task launch")
@@ -40,13 +44,15 @@ def cause_of(status: int, tail: Sequence[str], said_goodbye: bool, near_limit: b
     if status in (EXIT_PLACE, NO_SUCH_INSTRUCTION):
         return "place"
     if status == EXIT_ERROR:
+        if any(_REQUEUED.search(line) for line in tail):
+            return "stopped"
         return _of_error(" / ".join(tail))
     return "killed" if status == KILLED else "died"
 
 
 def _of_error(words: str) -> str:
     """An error that no file tells of: the storage did not take it, nor, perhaps, the words in the log."""
-    if STORAGE_FAILED in words:
+    if STORAGE_FAILED in words or _OUR_CODE.search(words):
         return "storage"
     if _LIBRARY.search(words):
         return "place"

@@ -93,7 +93,10 @@ class Limits:
 
 @dataclass
 class Run:
-    """A chain at work: its srun, its attempt in the log, where its output began, and its signs of life."""
+    """A chain at work: its srun, its attempt in the log, where its output began, and its signs of life.
+
+    tail: the last lines of what its processes said, once they have ended.
+    """
 
     chain: Path
     process: subprocess.Popen[bytes]
@@ -102,6 +105,7 @@ class Run:
     watch: Watch
     hung: bool = False
     late: bool = False
+    tail: Sequence[str] = ()
 
 
 class Job:
@@ -137,6 +141,8 @@ class Job:
         for attempt in count(1):
             causes = {chain: self._refuse(chain) for chain in self.chains if not self._reached(chain)}
             runs = self._supervise([chain for chain, cause in causes.items() if not cause])
+            for run in runs:  # before this process writes to the log itself
+                run.tail = insist(partial(last_lines, self._log(run.chain), run.log_start))
             early = any(run.process.returncode not in (EXIT_DONE, EXIT_LOCKED) for run in runs)
             state = self._state() if early else "RUNNING"
             causes |= {run.chain: self._end(run, state) for run in runs}
@@ -265,27 +271,26 @@ class Job:
 
     def _end(self, run: Run, state: str) -> str:
         """Note why a chain's processes have ended; the cause."""
-        tail = insist(lambda: last_lines(self._log(run.chain), run.log_start))
-        cause = self._cause(run, tail)
+        cause = self._cause(run)
         if cause not in SETTLED and state not in ("RUNNING", ""):
             cause = "stopped"
         if cause not in ("done", "error"):
             log.warning("%s: %s (exit status %d)", run.chain, cause, run.process.returncode)
-        host = node_of(tail, self.node) if cause == PLACE else ""
+        host = node_of(run.tail, self.node) if cause == PLACE else ""
         insist(partial(write_end, run.chain, self.id, self.restart, run.started, cause, host, self.share))
         if cause not in SETTLED and not may_go_on(cause, insist(partial(read_attempts, run.chain))):
-            insist(partial(give_up, run.chain, cause, tail))
+            insist(partial(give_up, run.chain, cause, run.tail))
             log.error("%s", (insist(lambda: read_failure(run.chain)) or {})["error"])
             return "error"
         return cause
 
-    def _cause(self, run: Run, tail: Sequence[str]) -> str:
+    def _cause(self, run: Run) -> str:
         if run.process.returncode != EXIT_DONE and insist(lambda: read_failure(run.chain)):
             return "error"
         if run.hung or run.late:
             return "hung" if run.hung else "timeout"
         near = self._left() <= self.limits.lead_s + SLURM_EARLY_SECONDS
-        return cause_of(run.process.returncode, tail, insist(lambda: self._said_goodbye(run)), near)
+        return cause_of(run.process.returncode, run.tail, insist(lambda: self._said_goodbye(run)), near)
 
     def _said_goodbye(self, run: Run) -> bool:
         """Whether rank 0 saved and left: srun may kill it when another rank has left a moment before."""
@@ -305,7 +310,7 @@ class Job:
             return self._wait()
         away = insist(partial(away_from, self.id, list(causes), self.nodes)) if PLACE in reasons else []
         try:
-            if known and requeue(self.id, away, self._delay(causes)):
+            if known and requeue(self.id, away, self._delay(causes, bool(away))):
                 return False
         except RequeueForbiddenError as error:
             log.warning("Slurm does not requeue this job: %s", error)
@@ -333,15 +338,23 @@ class Job:
             log.warning("Whether another job goes on is not known: %s", error)
             return False
 
-    def _delay(self, causes: dict[Path, str]) -> float:
-        """Seconds until a requeued job may start again, where starting at once would only fail again."""
-        if "storage" not in causes.values():
-            return 0.0
+    def _delay(self, causes: dict[Path, str], leaves: bool) -> float:
+        """Seconds until a requeued job may start again, where starting at once would only fail again.
+
+        leaves: whether it starts on another node.
+        """
+        if "storage" in causes.values():
+            return min(STORAGE_DELAY_SECONDS * 2 ** min(self._times("storage", causes), 10), LONGEST_DELAY_SECONDS)
+        if PLACE in causes.values() and not leaves:
+            return FIRST_WAIT_SECONDS * 4 ** max(0, self._times(PLACE, causes) - 1)
+        return 0.0
+
+    def _times(self, cause: str, causes: dict[Path, str]) -> int:
+        """How often in a row a chain of this job ended by a cause."""
         try:
-            times = max(in_a_row("storage", read_attempts(chain)) for chain in causes)
+            return max(in_a_row(cause, read_attempts(chain)) for chain in causes)
         except OSError:
-            times = self.restart
-        return float(min(STORAGE_DELAY_SECONDS * 2 ** min(times, 10), LONGEST_DELAY_SECONDS))
+            return self.restart
 
 
 def own_id() -> str:

@@ -84,8 +84,7 @@ def script(submitter: Submitter, chain: Path, copy: Path, logs: Path) -> str:
     further = {"output": output, "comment": f"prepare {copy.name}"}
     parameters["additional_parameters"] = further | parameters["additional_parameters"]
     minutes = str(profile.minutes("default"))
-    command = [sys.executable, "-u", "-m", "slurm.preparing", str(chain.absolute()), "--minutes", minutes]
-    return submitter.text(parameters, command)
+    return submitter.text(parameters, ["slurm.preparing", str(chain.absolute()), "--minutes", minutes])
 
 
 def submit(text: str, copy: Path) -> str:

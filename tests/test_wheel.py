@@ -93,7 +93,7 @@ def test_the_commands_work_beside_packages_of_the_same_names(scripts: Path, proj
 
 def test_a_job_of_a_wheel_finds_its_code_in_the_kept_copy(scripts: Path, project: Path) -> None:
     said = ran(scripts / "mal-launch", *SWEEP[:-1], "cluster=slurm", "dry_run=true", "runs=there", cwd=project)
-    assert "-m slurm.job" in said
+    assert "slurm.job" in said
     words = "from pathlib import Path; from mal.run.code_copy import keep_code; print(keep_code(Path('there')))"
     kept = Path(ran(scripts / "python", "-c", words, cwd=project).strip())
     assert kept.name == code_hash()

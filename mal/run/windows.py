@@ -16,7 +16,9 @@ from pathlib import Path
 
 FILE = "windows.jsonl"
 GROWTH = 10  # times what a loss began with
-LEAST = 0.1  # a loss that began with less is measured by this
+# A loss that began with less is measured by this: ten times it is beyond any entropy, which may begin near 0 and rises
+# in a sound training to at most log(classes), 9.0 for 8,142.
+LEAST = 1.0
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,8 @@ def windows(chain: Path) -> list[dict[str, Any]]:
         (2.3, math.nan, "loss x is nan"),
         (2.3, math.inf, "loss x is inf"),
         (1e-6, 0.5, ""),  # it began near nothing
-        (1e-6, 1.5, "loss x is 1.5, it began with 1e-06"),
+        (0.009, 9.0, ""),  # an entropy over 8,142 classes
+        (1e-6, 10.5, "loss x is 10.5, it began with 1e-06"),
     ],
 )
 def test_what_counts_as_diverged(first: float, value: float, told: str) -> None:

@@ -48,7 +48,7 @@ def test_many_missing_jobs_become_one_task_for_each_chain(tmp_path: Path) -> Non
     script = submitter(tmp_path).array_script(tasks, "0123abcd")
     assert "#SBATCH --array=0-2\n" in script
     assert "--dependency" not in script
-    assert f"-m slurm.job --array {tmp_path}/a/.slurm/array-0123abcd.json --minutes 240" in script
+    assert f"slurm.job --array {tmp_path}/a/.slurm/array-0123abcd.json --minutes 240" in script
 
 
 def test_a_task_in_the_queue_is_its_chain_s_job(tmp_path: Path) -> None:

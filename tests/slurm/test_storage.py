@@ -160,6 +160,9 @@ def test_time_in_which_the_job_was_stopped_does_not_count() -> None:
         (128 + signal.SIGKILL, [], "killed"),
         (128 + signal.SIGKILL, ["slurmstepd: error: Detected 1 oom_kill event"], "out of memory"),
         (75, [], "preempted"),
+        (1, ["srun: error: Unable to confirm allocation for job 7: Job is pending execution"], "stopped"),
+        (1, ["Traceback", "ModuleNotFoundError: No module named 'mal.round'"], "storage"),
+        (1, ["Traceback", "ModuleNotFoundError: No module named 'torch'"], "place"),
     ],
 )
 def test_causes(status: int, tail: list[str], cause: str) -> None:
@@ -189,6 +192,14 @@ def test_an_error_of_the_place_is_tried_once_elsewhere_then_reported(tmp_path: P
         write_end(chain, "2", number, started, "storage")
     assert may_go_on("storage", read_attempts(chain))
     assert in_a_row("storage", read_attempts(chain)) == 9
+
+
+def test_on_a_node_that_a_job_cannot_leave_the_place_has_four_tries(tmp_path: Path) -> None:
+    chain = write_chain(tmp_path, chain_config())
+    for number in range(4):
+        started = write_start(chain, "1", number, 0)
+        write_end(chain, "1", number, started, "place", "n1")
+        assert may_go_on("place", read_attempts(chain)) is (number < 3)
 
 
 def test_what_saved_before_it_failed_on_a_node_may_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """What never starts by itself, and what ended before our code began, is said with what mends it."""
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +13,15 @@ from mal.run import folder as run_folder
 from slurm.local import LocalSlurm
 from slurm.squeue import Job, read_queue
 from slurm.stuck import remedy, stuck
+from slurm.submit import START, Submitter
 from slurm.submitted import note_submitted, read_submitted
 from slurm.traces import explain, note_began, without_trace
 from sweeps.cancel import main as cancel
 from sweeps.launch import main as launch
 from sweeps.status import main as status
 from tests.chains import SHORT, chain_config, write_chain
+from tests.slurm.fakes import put_in_front
+from tests.slurm.test_submit import profile
 from tests.slurm_cluster import cluster, shared_cluster, wait_until
 
 __all__ = ["cluster", "shared_cluster"]
@@ -104,7 +109,7 @@ def test_jobs_that_end_before_our_code_are_told_with_node_and_log(
     cluster: LocalSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slurm.submit.UNREACHED_SECONDS", 0)
-    monkeypatch.setattr("slurm.submit.UNREACHED_RESTARTS", 1)
+    monkeypatch.setattr("slurm.submit.UNREACHED_STARTS", 1)
     arguments = [*SHORT, "methods=[random]", "seeds=1", *ON_SLURM, f"runs={tmp_path}"]
     assert launch([*arguments, "cluster.setup=['source /nothing/venv/bin/activate || exit 1']"]) == 0
     wait_until(lambda: not read_queue(), "the jobs to end", timeout_s=180)
@@ -142,6 +147,56 @@ def test_a_failure_before_our_code_does_not_use_up_a_chain_s_jobs(
     folders = [run_folder.chain_folder(tmp_path, "digits", "random", seed) for seed in (0, 1)]
     wait_until(lambda: not read_queue(), "the jobs to end", timeout_s=180)
     assert [run_folder.committed_rounds(folder) for folder in folders] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("job", "restart", "tries_again"),
+    [
+        ("7", 9, True),  # preempted eight times before: only starts in a row that did not reach our code count
+        ("7", 11, True),
+        ("7", 12, False),
+        ("8", 2, True),  # it never reached our code
+        ("8", 3, False),
+        ("9_1", 6, True),
+        ("9_2", 6, False),
+    ],
+)
+def test_how_often_a_job_tries_again_to_reach_our_code(
+    job: str, restart: int, tries_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slurm.submit.UNREACHED_SECONDS", 0)
+    put_in_front(tmp_path / "bin", monkeypatch, scontrol=f'echo "$@" >> "{tmp_path}/asked"')
+    sweep = tmp_path / "my runs" / "digits"
+    for seed, number, restarts in ((0, "7", 8), (1, "9_1", 5), (2, "70", 11), (3, "9_2", 1)):
+        monkeypatch.setenv("SLURMD_NODENAME", "n1")
+        for each in range(restarts + 1):
+            note_began(sweep / "mal" / f"seed-{seed}", number, each)
+    submitter = Submitter("digits", sweep.parent, profile(), tmp_path / "code")
+    (tmp_path / "job.sh").write_text(submitter.text({"setup": ["exit 1"]}, ["slurm.job"]))
+    number, _, task = job.partition("_")
+    ids = {"SLURM_JOB_ID": f"1{number}", "SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": task}
+    environment = {**os.environ, "SLURM_RESTART_COUNT": str(restart), **(ids if task else {"SLURM_JOB_ID": number})}
+    subprocess.run(["bash", tmp_path / "job.sh"], env=environment, check=False)
+    asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
+    assert asked == (f"requeue {ids['SLURM_JOB_ID'] if task else number}\n" if tries_again else "")
+
+
+def test_code_that_cannot_be_read_for_a_moment_is_read_again(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    command = [sys.executable, "-u", "-c", START, "work.job", "a", "b"]
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "our code cannot be read here (No module named 'work'): again in 1 s\n"
+    (code / "work").mkdir(parents=True)
+    lines = ["import os", "def main(words):", "    print(words, os.environ.get('MAL_UNREAD'))", "    return 4"]
+    (code / "work" / "job.py").write_text("\n".join(lines))
+    said, _ = process.communicate(timeout=60)
+    assert (said, process.returncode) == ("['a', 'b'] None\n", 4)
+    environment |= {"PYTHONPATH": "", "MAL_UNREAD": "8"}
+    ended = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert ended.returncode == 1
+    assert b"ModuleNotFoundError" in ended.stderr  # in the end it says so
 
 
 def test_where_slurm_has_forgotten_the_log_still_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

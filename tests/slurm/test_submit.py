@@ -134,7 +134,7 @@ def test_a_dry_run_shows_the_scripts_and_writes_nothing(
     assert (
         f'export PYTHONSAFEPATH=1 PYTHONPATH={runs}/digits/code/{code_hash()}"${{PYTHONPATH:+:$PYTHONPATH}}"\n' in out
     )
-    assert f"-m slurm.job {runs / 'digits' / 'mal' / 'seed-1'} --until 1 --minutes 20 --lead 300" in out
+    assert f"slurm.job {runs / 'digits' / 'mal' / 'seed-1'} --until 1 --minutes 20 --lead 300" in out
     assert not runs.exists()
     assert main([*SHORT, *ON_SLURM, f"runs={runs}"]) == 2
     assert "no Slurm answers here" in capsys.readouterr().err
