@@ -38,7 +38,7 @@ _NO_CODE = re.compile(r"Job violates accounting/QOS policy")
 _CODE = re.compile(r"\b(QOS|Assoc)(Max|Min|Grp)\w+")
 SILENT_ATTEMPTS = 10  # of one sbatch while the controller is silent: about 90 s
 UNREACHED_SECONDS = 30  # that a job waits which has not reached our code: the next one would end in the same way
-UNREACHEDSTARTS = 3  # in a row, after which a job tries no more; those that reached our code do not count
+UNREACHED_STARTS = 3  # in a row, after which a job tries no more; those that reached our code do not count
 UNREAD_TIMES = 8  # that a job's Python reads our code again, after 1, 2, 4 ... seconds: four minutes in all
 
 # The first line of a job's log, before anything that can fail: where it ran.
@@ -211,7 +211,7 @@ class Submitter:
     def text(self, parameters: dict[str, Any], command: Sequence[str]) -> str:
         """An sbatch script that runs a module of the kept copy, with its arguments."""
         began = f"{shlex.quote(str(self.runs / self.sweep))}/*/seed-*/{FOLDER}/{BEGAN}"
-        guard = _UNREACHED.format(seconds=UNREACHED_SECONDS, starts=UNREACHEDSTARTS, began=began)
+        guard = _UNREACHED.format(seconds=UNREACHED_SECONDS, starts=UNREACHED_STARTS, began=began)
         # after the profile's own commands, so that nothing they set comes first
         parameters = parameters | {"setup": [_HELLO, guard, *parameters.get("setup", []), self._export(), _EXECUTE]}
         self._executor.parameters.clear()
