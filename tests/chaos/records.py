@@ -123,8 +123,9 @@ def summary(faults: Sequence[FaultRow], chains: Sequence[ChainRow]) -> str:
     if not chains:
         return f"{len(faults)} faults; no sweep has ended yet."
     useful = sum(chain.useful_s for chain in chains) / sum(chain.all_s for chain in chains)
+    rounds = sum(chain.rounds for chain in chains)
     return (
-        f"{len(faults)} faults, {len(chains)} chains of {sum(chain.rounds for chain in chains)} rounds: {lost} rounds "
-        f"lost, {differ} chains differ, {persons} chains needed a person, {released} jobs that Slurm held were "
-        f"released, ETTR {useful:.2f}."
+        f"{len(faults):,} faults, {len(chains)} chains of {rounds:,} rounds. Rounds lost: {lost}; chains that differ: "
+        f"{differ}; chains that needed a person: {persons}; jobs that Slurm held and that were released: {released}; "
+        f"ETTR {useful:.2f}."
     )

@@ -22,14 +22,22 @@ def test_runs_add_up(tmp_path: Path) -> None:
     assert second.chains()[0] == CHAIN
     table = first.table().splitlines()
     assert table[0] == (
-        "4 faults, 3 chains of 9 rounds: 1 rounds lost, 1 chains differ, 1 chains needed a person, "
-        "1 jobs that Slurm held were released, ETTR 0.67."
+        "4 faults, 3 chains of 9 rounds. Rounds lost: 1; chains that differ: 1; chains that needed a person: 1; "
+        "jobs that Slurm held and that were released: 1; ETTR 0.67."
     )
     assert table[4:] == [
         "| SIGKILL | 2 | 6.0 | 8 | 0 | 0 |",
         "| disk full  for long | 1 | 90.0 | 90 | 0 | 1 |",
         "| prolog failed | 1 | 4.0 | 4 | 1 | 0 |",
     ]
+
+
+def test_the_page_holds_the_table_of_the_committed_records() -> None:
+    folder = Path(__file__).resolve().parents[2] / "docs"
+    page = (folder / "reliability.md").read_text().splitlines()
+    summary, *table = Records(folder / "reliability").table().splitlines()
+    assert [line for line in page if line.startswith(summary)] != []
+    assert [line for line in table if line and line not in page] == []
 
 
 def test_slurm_s_lists_of_nodes() -> None:
