@@ -178,8 +178,8 @@ class Job:
 
     def _config(self, chain: Path) -> Chain | None:
         """The chain's configuration; None, with the reason recorded, where it is cut or edited."""
-        insist((chain / run_folder.CONFIG).stat)  # it may show late on this node
         for wait in (*CONFIG_WAITS, None):
+            insist((chain / run_folder.CONFIG).stat)  # it may show late on this node, or be out of sight for a while
             try:
                 return insist(lambda: load_chain(chain / run_folder.CONFIG))
             except ValueError as error:
@@ -249,7 +249,8 @@ class Job:
         cpus = f"--cpus-per-task={os.environ.get('SLURM_CPUS_PER_TASK', '1')}"
         srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", cpus]
         srun += ["--overlap"] if overlap else []
-        threads = insist(lambda: load_chain(chain / run_folder.CONFIG)).threads
+        config = self._config(chain)
+        threads = config.threads if config else 1  # of what is broken now the process itself says what
         until = self._until()
         started = insist(partial(write_start, chain, self.id, self.restart, self.gpus))
         watch = insist(lambda: Watch(chain, self.limits.hang_minutes, self.clock))

@@ -240,6 +240,23 @@ def test_a_configuration_that_shows_late_is_waited_for(tmp_path: Path, monkeypat
     assert read_failure(chain) is None
 
 
+def test_a_configuration_out_of_sight_as_the_work_is_started_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there when the job looked how far the chain is, and is there again a little later."""
+    chain = write_chain(tmp_path, chain_config("threads=3"))
+    path, away = chain / run_folder.CONFIG, tmp_path / "away"
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    started = []
+    monkeypatch.setattr(job, "start_chain", lambda *words: started.append(words) or (subprocess.Popen(["true"]), 0))
+    supervisor = job.Job([chain], job.Limits(until=1, minutes=10, lead_s=60, hang_minutes=60))
+    assert not supervisor._reached(chain)
+    path.rename(away)
+    threading.Timer(1.5, away.rename, args=[path]).start()
+    supervisor._start(chain, overlap=False).process.wait()
+    assert started[0][3] == 3
+
+
 def test_commands_say_that_the_storage_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
