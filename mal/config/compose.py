@@ -36,6 +36,7 @@ PAPER_METHODS = {
     "segmentation": ("mal", "vaal", "entropy", "random"),
 }
 CHECKS = ("full", "headers", "none")
+MAPPINGS = ("variants", "tuning")  # to which any name may be added, also where a preset has some
 OPEN_KEYS = ("cluster.time.", "cluster.sbatch.")  # a cluster profile's sections that take any key
 # Names and paths, taken as they are written.
 TEXT_KEYS = {
@@ -218,6 +219,8 @@ def _check_keys(overrides: Sequence[str], own: Path | None, search: Sequence[str
     keys = set(_keys(compose("config", overrides=[*search, *chosen])))
     keys |= {f"method.{key}" for method in choices("method", own) for key in method_section(method, own)}
     for key in values:
+        if key.lstrip("+") in MAPPINGS:
+            continue
         if _is_open(key) and "cluster.time.default" in keys:
             continue  # any data set, any option of sbatch: slurm/profile.py checks them
         if key not in keys:
@@ -242,7 +245,7 @@ def _is_open(key: str) -> bool:
 def _as_meant(override: str) -> str:
     """An override in Hydra's grammar: `cluster.time.digits=10` adds a key, and `name=007` or `data=/a=b` is text."""
     key, _, value = override.partition("=")
-    if key.lstrip("+").startswith(OPEN_KEYS):
+    if key.lstrip("+").startswith(OPEN_KEYS) or key in MAPPINGS:
         return f"++{override.lstrip('+')}"
     plain = value not in ("", "null") and value[0] not in "'\"[{"
     return f"{key}={_quoted(value)}" if key in TEXT_KEYS and plain else override

@@ -420,3 +420,11 @@ def test_what_would_fail_in_a_later_round_is_refused_now(overrides: list[str], w
 def test_a_baseline_may_label_the_whole_pool() -> None:
     (chain,) = compose_sweep(["methods=[random]", "seeds=1", "initial=347", "budget=500", "rounds=3"]).chains
     assert chain.initial + 2 * chain.budget == chain.dataset.train
+
+
+def test_a_variant_joins_those_of_a_preset() -> None:
+    more = "variants={more:{method:random,task.lr:0.5}}"
+    sweep = compose_sweep(["experiment=study_digits", more, "methods=[more,vaal]", "seeds=1"])
+    added, vaal = sweep.chains
+    assert (added.method["name"], added.task.lr) == ("more", 0.5)
+    assert vaal.method["width"] == 8  # the preset's own
