@@ -310,13 +310,14 @@ class Job:
         if reasons == {"storage"} and self.tries < HERE_TIMES:
             return self._wait()
         away = insist(partial(away_from, self.id, list(causes), self.nodes)) if PLACE in reasons else []
+        delay = self._delay(causes, bool(away))
         try:
-            if known and requeue(self.id, away, self._delay(causes, bool(away))):
+            if known and requeue(self.id, away, delay):
                 return False
         except RequeueForbiddenError as error:
             log.warning("Slurm does not requeue this job: %s", error)
             if reasons & {"preempted", "timeout", PLACE} or self.tries >= HERE_TIMES:
-                return not self._hand_on()
+                return not self._hand_on(away, delay)
         if "timeout" in reasons:
             return False  # the next job of the chain goes on
         if "preempted" in reasons:
@@ -331,10 +332,14 @@ class Job:
         self.tries += 1
         return True
 
-    def _hand_on(self) -> bool:
-        """See to it that a job goes on after this one: one of the chain that waits, or else a copy of this one."""
+    def _hand_on(self, away: Sequence[str], delay: float) -> bool:
+        """See to it that a job goes on after this one: one of the chain that waits, or else a copy of this one.
+
+        away: nodes that the copy must not start on; the jobs that wait avoid them already. delay: seconds until the
+        copy may start.
+        """
         try:
-            return bool(waiting_of_chain(self.id)) or submit_again(self.id, self._sweep)
+            return bool(waiting_of_chain(self.id)) or submit_again(self.id, self._sweep, away, delay)
         except SlurmError as error:
             log.warning("Whether another job goes on is not known: %s", error)
             return False

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from slurm.avoid import excluded_before
 from slurm.client import SlurmError, call, job_environment
 from slurm.squeue import read_queue
 from slurm.submitted import note_submitted, read_submitted
@@ -59,16 +60,19 @@ def _is_back(job: str) -> bool:
         return False
 
 
-def submit_again(job: str, sweep: Path) -> bool:
+def submit_again(job: str, sweep: Path, exclude: Sequence[str] = (), delay_s: float = 0.0) -> bool:
     """Submit a copy of this job, to go on after it; False where Slurm refuses.
 
-    For where Slurm does not requeue; sweep: RUNS/NAME, where the copy is noted.
+    For where Slurm does not requeue; sweep: RUNS/NAME, where the copy is noted. exclude: nodes that it must not start
+    on; none: those that this job avoids, which its script may not name. delay_s: until it may start.
     """
     task = job.partition("_")[2]
     try:
         script = call("scontrol", "write", "batch_script", job, "-", attempts=3)
         alone = [f"--array={task}", f"--dependency=afterany:{job}"] if task else []
-        answer = call("sbatch", "--parsable", *alone, text=script, attempts=1, environment=job_environment())
+        wanted = [f"--exclude={','.join(nodes)}"] if (nodes := exclude or excluded_before(job)) else []
+        wanted += [f"--begin=now+{round(delay_s)}"] if delay_s else []
+        answer = call("sbatch", "--parsable", *alone, *wanted, text=script, attempts=1, environment=job_environment())
     except SlurmError as error:
         log.warning("This job cannot submit a copy of itself: %s", error)
         return False

@@ -12,6 +12,7 @@ from slurm.local import LocalSlurm
 from slurm.local_conf import ClusterShape
 from slurm.partitions import read_partitions
 from slurm.profile import check_against, load_profile
+from slurm.requeue import submit_again
 from slurm.squeue import Job, read_queue
 from slurm.submit import Submitter, Wanted
 from slurm.submitted import read_submitted
@@ -64,6 +65,29 @@ def test_a_node_with_a_broken_gpu_fails_no_chain(
 
 @pytest.mark.chaos
 @pytest.mark.slurm
+def test_a_broken_gpu_where_nobody_requeues_fails_no_chain(cluster: LocalSlurm, tmp_path: Path) -> None:
+    """The copy of the chain's only job, and that copy's own after a preemption, do not start on that node again."""
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
+    forbidding_requeue(tmp_path / "bin")
+    setup = f"cluster.setup=['export BROKEN_NODE=1 PYTHONPATH={tmp_path} PATH={tmp_path / 'bin'}:$PATH']"
+    length = ["rounds=1", "minimax.epochs=20", "checkpoint_minutes=0.01"]
+    chain = tmp_path / "runs" / "digits" / "mal" / "seed-0"
+    cluster.run("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
+    try:
+        assert launch([*SHORT, *length, "methods=[mal]", "seeds=1", *ON_SLURM, setup, f"runs={tmp_path / 'runs'}"]) == 0
+        wait_until(lambda: any(job.nodes == "n1" for job in read_queue()), "the job to start on n1")
+    finally:
+        cluster.run("scontrol", "update", "nodename=n2", "state=resume")
+    wait_until(lambda: list(chain.rglob("*.ckpt")), "the chain to train elsewhere", timeout_s=150)
+    cluster.run("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--nodes=2", "--wrap=sleep 1")
+    wait_until(lambda: run_folder.committed_rounds(chain) == 1 and not read_queue(), "the chain", timeout_s=150)
+    attempts = read_attempts(chain)
+    assert [(attempt.cause, attempt.host) for attempt in attempts] == [("place", "n1"), ("preempted", ""), ("done", "")]
+    assert not list(chain.rglob(run_folder.FAILED))
+
+
+@pytest.mark.chaos
+@pytest.mark.slurm
 def test_a_job_that_nobody_requeues_submits_the_next_by_itself(cluster: LocalSlurm, tmp_path: Path) -> None:
     """The last job of its chain, at a site that forbids requeueing; preempted with some seconds of grace."""
     bare = tmp_path / "bin"
@@ -80,6 +104,19 @@ def test_a_job_that_nobody_requeues_submits_the_next_by_itself(cluster: LocalSlu
     assert (attempts[0].job, attempts[0].cause) == (first, "preempted")
     assert attempts[-1].cause == "done"
     assert attempts[-1].job in read_submitted(runs / "digits")
+
+
+def test_a_copy_of_a_job_avoids_the_same_nodes_and_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tmp_path / "asked"
+    shown = 'case "$*" in *write*) echo "#!/bin/sh";; *) echo "JobId=5 ExcNodeList=n[4-5] Nice=0";; esac'
+    put_in_front(tmp_path / "bin", monkeypatch, scontrol=shown, sbatch=f'cat > /dev/null; echo "$@" > {asked}; echo 7')
+    for exclude, delay, words in (
+        ([], 0.0, "--exclude=n[4-5]"),
+        (["n[4-5]", "n1"], 0.0, "--exclude=n[4-5],n1"),
+        ([], 20.0, "--exclude=n[4-5] --begin=now+20"),
+    ):
+        assert submit_again("5", tmp_path, exclude, delay)
+        assert asked.read_text() == f"--parsable {words}\n"
 
 
 def test_where_preemption_cancels_each_chain_has_a_spare_job(tmp_path: Path) -> None:
