@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ BUDGETS: dict[str, int | None] = {
 _TIME = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ ")  # of a log's line
 PLACE = "place"  # of the node: tried once elsewhere
 ONE_PLACE = 4  # attempts on a node that a job cannot leave, a little later each: its trouble may pass
+FIRST_WAIT_SECONDS = 5.0  # before a job tries again where it is, and four times as long each time
+STORAGE_DELAY_SECONDS = 60.0  # of a requeued job after an error of the storage, twice as long each time
+LONGEST_DELAY_SECONDS = 3600.0
 ADVICE = {
     "timeout": "Raise cluster.time, or lower checkpoint_minutes.",
     "out of memory": "Raise cluster.mem_gb, ask for a larger GPU, or lower the batch sizes.",
@@ -129,6 +132,26 @@ def may_go_on(cause: str, attempts: Sequence[Attempt]) -> bool:
 def in_a_row(cause: str, attempts: Sequence[Attempt]) -> int:
     """How many of the last attempts ended by a cause without anything saved, since the chain failed for good."""
     return len(_last(cause, attempts))
+
+
+def delay_s(causes: Mapping[Path, str], leaves: bool, restart: int) -> float:
+    """Seconds until the next job of chains may start, where starting at once would only fail again.
+
+    causes: why they ended now. leaves: whether it starts on another node. restart: times in a row, where the storage
+    does not tell.
+    """
+
+    def times(cause: str) -> int:
+        try:
+            return max(in_a_row(cause, read_attempts(chain)) for chain in causes)
+        except OSError:
+            return restart
+
+    if "storage" in causes.values():
+        return min(STORAGE_DELAY_SECONDS * 2 ** min(times("storage"), 10), LONGEST_DELAY_SECONDS)
+    if PLACE in causes.values() and not leaves:
+        return FIRST_WAIT_SECONDS * 4 ** max(0, times(PLACE) - 1)
+    return 0.0
 
 
 def _last(cause: str, attempts: Sequence[Attempt]) -> list[Attempt]:

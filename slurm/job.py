@@ -38,11 +38,12 @@ from mal.run import folder as run_folder
 from mal.run.code_copy import other_code
 from mal.run.heartbeat import now, read_progress
 from slurm.attempts import (
+    FIRST_WAIT_SECONDS,
     FOLDER,
     PLACE,
     bad_nodes,
+    delay_s,
     give_up,
-    in_a_row,
     may_go_on,
     read_attempts,
     write_end,
@@ -69,9 +70,6 @@ SLURM_EARLY_SECONDS = 65  # Slurm may send the signal of --signal so much early
 # Until an edited or cut configuration counts as that: another node's writing may show late.
 CONFIG_WAITS = (1.0, 2.0, 5.0, 10.0)
 HERE_TIMES = 3  # that a job tries again where it is, after an error of the storage or where it cannot be requeued
-FIRST_WAIT_SECONDS = 5.0  # before that, and four times as long each time
-STORAGE_DELAY_SECONDS = 60.0  # of a requeued job after an error of the storage, twice as long each time
-LONGEST_DELAY_SECONDS = 3600.0
 EVADE_TIMES = 20  # that a job leaves a node which has failed its chain
 
 log = logging.getLogger("slurm.job")
@@ -310,7 +308,7 @@ class Job:
         if reasons == {"storage"} and self.tries < HERE_TIMES:
             return self._wait()
         away = insist(partial(away_from, self.id, list(causes), self.nodes)) if PLACE in reasons else []
-        delay = self._delay(causes, bool(away))
+        delay = delay_s(causes, bool(away), self.restart)
         try:
             if known and requeue(self.id, away, delay):
                 return False
@@ -343,24 +341,6 @@ class Job:
         except SlurmError as error:
             log.warning("Whether another job goes on is not known: %s", error)
             return False
-
-    def _delay(self, causes: dict[Path, str], leaves: bool) -> float:
-        """Seconds until a requeued job may start again, where starting at once would only fail again.
-
-        leaves: whether it starts on another node.
-        """
-        if "storage" in causes.values():
-            return min(STORAGE_DELAY_SECONDS * 2 ** min(self._times("storage", causes), 10), LONGEST_DELAY_SECONDS)
-        if PLACE in causes.values() and not leaves:
-            return FIRST_WAIT_SECONDS * 4 ** max(0, self._times(PLACE, causes) - 1)
-        return 0.0
-
-    def _times(self, cause: str, causes: dict[Path, str]) -> int:
-        """How often in a row a chain of this job ended by a cause."""
-        try:
-            return max(in_a_row(cause, read_attempts(chain)) for chain in causes)
-        except OSError:
-            return self.restart
 
 
 def own_id() -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from slurm.profile import Profile, submitit_parameters
 from slurm.squeue import Job, array_name, by_chain, chains_of, job_comment, name_of, order, read_queue
 from slurm.submitted import FOLDER as SWEEP_FOLDER
 from slurm.submitted import array_file, note_aim, note_array, note_submitted, note_submitted_array
-from slurm.traces import BEGAN
+from slurm.traces import python_line, setup_lines
 
 # Slurm's codes for as many jobs as a user, an account or a QOS may have: the only limits that pass as jobs end.
 _PASSING = re.compile(r"(Max|Grp)Submit|(Max|Grp)Jobs?(Per\w*)?(Limit)?\b|MaxJobCount|queue full|temporarily unable")
@@ -37,38 +36,6 @@ _PASSING = re.compile(r"(Max|Grp)Submit|(Max|Grp)Jobs?(Per\w*)?(Limit)?\b|MaxJob
 _NO_CODE = re.compile(r"Job violates accounting/QOS policy")
 _CODE = re.compile(r"\b(QOS|Assoc)(Max|Min|Grp)\w+")
 SILENT_ATTEMPTS = 10  # of one sbatch while the controller is silent: about 90 s
-UNREACHED_SECONDS = 30  # that a job waits which has not reached our code: the next one would end in the same way
-UNREACHED_STARTS = 3  # in a row, after which a job tries no more; those that reached our code do not count
-UNREAD_TIMES = 8  # that a job's Python reads our code again, after 1, 2, 4 ... seconds: four minutes in all
-
-# The first line of a job's log, before anything that can fail: where it ran.
-_HELLO = 'echo "job $SLURM_JOB_ID is on ${SLURMD_NODENAME:-$(hostname)}"'
-# What follows where a set-up line or the start of Python fails. A job that is cancelled meanwhile stays so.
-_UNREACHED = r"""
-unreached() {{
-  sleep {seconds}
-  job=$SLURM_JOB_ID; [ -z "$SLURM_ARRAY_TASK_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
-  reached=$(sed -n "s/.*\"$job\", \"restart\": \([0-9]*\).*/\1/p" {began} 2>/dev/null | sort -n | tail -1)
-  [ $((${{SLURM_RESTART_COUNT:-0}} - ${{reached:--1}})) -le {starts} ] && scontrol requeue $SLURM_JOB_ID
-}}
-trap unreached EXIT
-"""
-# Our code is on storage that may fail just now: then a new Python reads it again, a little later.
-START = f"""
-import importlib, os, sys, time
-tries = int(os.environ.pop("MAL_UNREAD", 0))
-try:
-    main = importlib.import_module(sys.argv[1]).main
-except (ImportError, OSError) as error:
-    if tries == {UNREAD_TIMES}:
-        raise
-    print(f"our code cannot be read here ({{error}}): again in {{2**tries}} s", file=sys.stderr)
-    time.sleep(2**tries)
-    os.environ["MAL_UNREAD"] = str(tries + 1)
-    os.execv(sys.executable, sys.orig_argv)
-sys.exit(main(sys.argv[2:]))
-"""
-_EXECUTE = "shopt -s execfail  # where Python is missing the line above comes into effect"
 
 
 @dataclass(frozen=True)
@@ -210,14 +177,11 @@ class Submitter:
 
     def text(self, parameters: dict[str, Any], command: Sequence[str]) -> str:
         """An sbatch script that runs a module of the kept copy, with its arguments."""
-        began = f"{shlex.quote(str(self.runs / self.sweep))}/*/seed-*/{FOLDER}/{BEGAN}"
-        guard = _UNREACHED.format(seconds=UNREACHED_SECONDS, starts=UNREACHED_STARTS, began=began)
-        # after the profile's own commands, so that nothing they set comes first
-        parameters = parameters | {"setup": [_HELLO, guard, *parameters.get("setup", []), self._export(), _EXECUTE]}
+        own = [*parameters.get("setup", []), self._export()]
+        parameters = parameters | {"setup": setup_lines(own, self.runs / self.sweep)}
         self._executor.parameters.clear()
         self._executor.update_parameters(**parameters)
-        work = shlex.join([sys.executable, "-u", "-c", START, *command])
-        return str(self._executor._make_submission_file_text(f"exec {work}", uid=""))
+        return str(self._executor._make_submission_file_text(python_line(command), uid=""))
 
     def submit(self, submissions: Sequence[Submission], report: Callable[[int], None]) -> tuple[int, str]:
         """Submit them in order; how many Slurm took, and its words where a limit that passes stopped it, else "".

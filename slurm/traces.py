@@ -1,12 +1,15 @@
 """Jobs that ended before our code started: no Python on the node, a set-up line that failed, no log to write to.
 
 A job's first act is a line in CHAIN/slurm/began.jsonl; one that is no longer in the queue and has none left no trace.
+The lines of a job's script that try again where its work cannot begin are here, too.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +22,53 @@ from slurm.submitted import Submitted
 
 BEGAN = "began.jsonl"
 CLOCK_SECONDS = 60.0  # that the clocks of a node and of the launching machine may differ
+UNREACHED_SECONDS = 30  # that a job waits which has not reached our code: the next one would end in the same way
+UNREACHED_STARTS = 3  # in a row, after which a job tries no more; those that reached our code do not count
+UNREAD_TIMES = 8  # that a job's Python reads our code again, after 1, 2, 4 ... seconds: four minutes in all
+
+# The first line of a job's log, before anything that can fail: where it ran.
+_HELLO = 'echo "job $SLURM_JOB_ID is on ${SLURMD_NODENAME:-$(hostname)}"'
+# What follows where a set-up line or the start of Python fails. A job that is cancelled meanwhile stays so.
+_UNREACHED = r"""
+unreached() {{
+  sleep {seconds}
+  job=$SLURM_JOB_ID; [ -z "$SLURM_ARRAY_TASK_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+  reached=$(sed -n "s/.*\"$job\", \"restart\": \([0-9]*\).*/\1/p" {began} 2>/dev/null | sort -n | tail -1)
+  [ $((${{SLURM_RESTART_COUNT:-0}} - ${{reached:--1}})) -le {starts} ] && scontrol requeue $SLURM_JOB_ID
+}}
+trap unreached EXIT
+"""
+# Our code is on storage that may fail just now: then a new Python reads it again, a little later.
+START = f"""
+import importlib, os, sys, time
+tries = int(os.environ.pop("MAL_UNREAD", 0))
+try:
+    main = importlib.import_module(sys.argv[1]).main
+except (ImportError, OSError) as error:
+    if tries == {UNREAD_TIMES}:
+        raise
+    print(f"our code cannot be read here ({{error}}): again in {{2**tries}} s", file=sys.stderr)
+    time.sleep(2**tries)
+    os.environ["MAL_UNREAD"] = str(tries + 1)
+    os.execv(sys.executable, sys.orig_argv)
+sys.exit(main(sys.argv[2:]))
+"""
+_EXECUTE = "shopt -s execfail  # where Python is missing the line above comes into effect"
+
+
+def setup_lines(own: Sequence[str], sweep: Path) -> list[str]:
+    """The lines of a job's script before its last: where it ran, and what follows where its work cannot begin.
+
+    own: the profile's lines, which nothing here changes. sweep: RUNS/NAME.
+    """
+    began = f"{shlex.quote(str(sweep))}/*/seed-*/{FOLDER}/{BEGAN}"
+    guard = _UNREACHED.format(seconds=UNREACHED_SECONDS, starts=UNREACHED_STARTS, began=began)
+    return [_HELLO, guard, *own, _EXECUTE]
+
+
+def python_line(command: Sequence[str]) -> str:
+    """The last line: a module of our code and its arguments, by this Python."""
+    return f"exec {shlex.join([sys.executable, '-u', '-c', START, *command])}"
 
 
 def note_began(chain: Path, job: str, restart: int) -> None:

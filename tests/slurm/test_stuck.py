@@ -13,9 +13,9 @@ from mal.run import folder as run_folder
 from slurm.local import LocalSlurm
 from slurm.squeue import Job, read_queue
 from slurm.stuck import remedy, stuck
-from slurm.submit import START, Submitter
+from slurm.submit import Submitter
 from slurm.submitted import note_submitted, read_submitted
-from slurm.traces import explain, note_began, without_trace
+from slurm.traces import START, explain, note_began, without_trace
 from sweeps.cancel import main as cancel
 from sweeps.launch import main as launch
 from sweeps.status import main as status
@@ -108,8 +108,8 @@ def test_a_held_job_is_said_with_the_command_that_releases_it(
 def test_jobs_that_end_before_our_code_are_told_with_node_and_log(
     cluster: LocalSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slurm.submit.UNREACHED_SECONDS", 0)
-    monkeypatch.setattr("slurm.submit.UNREACHED_STARTS", 1)
+    monkeypatch.setattr("slurm.traces.UNREACHED_SECONDS", 0)
+    monkeypatch.setattr("slurm.traces.UNREACHED_STARTS", 1)
     arguments = [*SHORT, "methods=[random]", "seeds=1", *ON_SLURM, f"runs={tmp_path}"]
     assert launch([*arguments, "cluster.setup=['source /nothing/venv/bin/activate || exit 1']"]) == 0
     wait_until(lambda: not read_queue(), "the jobs to end", timeout_s=180)
@@ -136,7 +136,7 @@ def test_jobs_that_end_before_our_code_are_told_with_node_and_log(
 def test_a_failure_before_our_code_does_not_use_up_a_chain_s_jobs(
     cluster: LocalSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slurm.submit.UNREACHED_SECONDS", 4)
+    monkeypatch.setattr("slurm.traces.UNREACHED_SECONDS", 4)
     python, real = tmp_path / "python", sys.executable
     monkeypatch.setattr("sys.executable", str(python))  # on a disk that is not there yet
     assert launch([*SHORT, "methods=[random]", "seeds=2", *ON_SLURM, f"runs={tmp_path}"]) == 0
@@ -164,7 +164,7 @@ def test_a_failure_before_our_code_does_not_use_up_a_chain_s_jobs(
 def test_how_often_a_job_tries_again_to_reach_our_code(
     job: str, restart: int, tries_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slurm.submit.UNREACHED_SECONDS", 0)
+    monkeypatch.setattr("slurm.traces.UNREACHED_SECONDS", 0)
     put_in_front(tmp_path / "bin", monkeypatch, scontrol=f'echo "$@" >> "{tmp_path}/asked"')
     sweep = tmp_path / "my runs" / "digits"
     for seed, number, restarts in ((0, "7", 8), (1, "9_1", 5), (2, "70", 11), (3, "9_2", 1)):
