@@ -84,6 +84,12 @@ def test_trials_start_from_the_presets_own_variant_of_a_method() -> None:
         (["variants={x:{task.lr:1}}", "methods=[x]"], "variants.x"),
         (["variants={x:{method:mall}}", "methods=[x]"], "variants.x"),
         (["variants={x:{method:random,method.query:entropy}}", "methods=[x]"], "method.query"),
+        (["variants={x:{method:random,dataset.pad_crop:2}}", "methods=[x]"], "dataset.pad_crop of the variant x"),
+        (
+            ["variants={x:{method:random,cluster.time.x:2}}", "methods=[x]"],
+            "cluster.time.x of the variant",
+        ),
+        (["tune=2", "tuning={all:{dataset.pad_crop:[1,2]}}"], "dataset.pad_crop of the variant"),
         (["variants=3"], "variants=3"),
         (["variants={x/y:{method:mal}}", "methods=[x/y]"], "x/y"),
     ],
