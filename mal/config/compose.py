@@ -28,7 +28,7 @@ from mal.config.people import one_seed
 from mal.config.registry import nearest
 from mal.config.schema import START, Chain, Dataset, flat
 from mal.config.sizes import image_bytes, memory_limit
-from mal.config.tuning import Variants, check_seeds, draw_trials
+from mal.config.tuning import Variants, check_seeds, check_variant, draw_trials
 
 # What the paper compares for each task, in its order (Section 4, Baselines), as far as a YAML is there.
 PAPER_METHODS = {
@@ -167,12 +167,7 @@ def _quoted(text: str) -> str:
 def _compose_variant(name: str, variant: dict[str, Any], overrides: Sequence[str], own: Path | None) -> DictConfig:
     """The configuration of one method; what the command line says goes before what its variant does."""
     method = variant["method"]
-    for key in variant:
-        if key.partition(".")[0] in ("dataset", "name", "runs", *SWEEP_KEYS):
-            raise ValueError(
-                f"{key} of the variant {name}: that is the same for all methods of a sweep. Leave it out here and give "
-                f"it to the sweep, or launch two sweeps and draw both with analysis/curves.py name=[A,B]."
-            )
+    check_variant(name, variant, ("dataset", "name", "runs", *SWEEP_KEYS))
     keys = [f"{key}={_text(value)}" for key, value in variant.items() if key != "method"]
     _check_method_overrides(keys, [method], own)
     groups = [o for o in overrides if _split(o)[0] in GROUPS]

@@ -59,3 +59,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """Refuse to tune on seeds that results are reported on."""
     if low := [seed for seed in seeds if seed < FIRST_SEED]:
         raise ValueError(f"tune: seeds={low} are for results; tune on seeds from {FIRST_SEED}, e.g. seeds=[100,101].")
+
+
+def check_variant(name: str, variant: Mapping[str, Any], shared: Sequence[str]) -> None:
+    """Refuse a variant's key that all methods of a sweep have in common; shared: those keys, or their sections."""
+    for key in variant:
+        if key.partition(".")[0] in shared:
+            raise ValueError(
+                f"{key} of the variant {name}: that is the same for all methods of a sweep. Leave it out here and give "
+                f"it to the sweep, or launch two sweeps and draw both with analysis/curves.py name=[A,B]."
+            )
