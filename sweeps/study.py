@@ -6,10 +6,10 @@ For each preset the sweep NAME-tuning, in two stages of N trials in three rounds
 not reported: first M's recipe, by random sampling alone (tuning.random); then, at that recipe, each method's own keys
 (tuning.METHOD). The best trials are the preset PRESET_tuned in conf=DIR (default ./conf), where other methods, e.g.
 ablations, get the settings found for the first method. Then that preset's own seeds; reports of the paper's methods in
-DOCS/NAME, of MAL's ablations in DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. With tune=0 a
-preset is run as it is. Run it again after any interruption: finished parts are not repeated. figures=DIR and docs=DIR
-(default docs/study) say where the reports go. Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are still in the
-queue, run the same command later; 130 stopped.
+DOCS/NAME, of MAL's ablations in DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. With tune=0,
+and for the presets of this package where tune is not given, a preset is run as it is. Run it again after any
+interruption: finished parts are not repeated. figures=DIR and docs=DIR (default docs/study) say where the reports go.
+Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are still in the queue, run the same command later; 130 stopped.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from mal.run import folder as run_folder
 from sweeps import launch
 
 ROOT = Path(__file__).resolve().parent.parent
-# Trials of each method; 0: the preset is run as it is.
-PRESETS = {
-    "study_digits": 0,
-    "study_fashion": 6,
-    "study_fashion_imbalanced": 4,
-    "study_scenes": 0,
-    "study_resnet18": 0,
-    "study_vgg16_bn": 0,
-}
-TRIALS = 6  # of other presets
+# Their recipes are in their files: they are run as they are, where tune=N does not say otherwise.
+PRESETS = (
+    "study_digits",
+    "study_fashion",
+    "study_fashion_imbalanced",
+    "study_scenes",
+    "study_resnet18",
+    "study_vgg16_bn",
+)
+TRIALS = 6  # of each method, of other presets
 STEPS = ("tune", "run", "report")
 TUNING_SEEDS = (100, 101)
 TUNING_ROUNDS = 3  # of a chain's: enough to tell settings apart
@@ -122,7 +122,7 @@ def study(preset: str, options: Options) -> int:
     untuned = compose_sweep([f"experiment={preset}", *options.rest])
     paper = PAPER_METHODS[untuned.chains[0].dataset.task]
     tuned = [method for method in paper if method in untuned.methods]
-    trials = PRESETS.get(preset, TRIALS) if options.tune is None else options.tune
+    trials = options.tune if options.tune is not None else 0 if preset in PRESETS else TRIALS
     if "tune" in options.steps and trials and (status := _tune(preset, trials, untuned, tuned, options)):
         return status
     overrides = [f"experiment={preset}{'_tuned' if trials else ''}", *options.rest]
