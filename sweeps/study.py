@@ -9,7 +9,8 @@ ablations, get the settings found for the first method. Then that preset's own s
 DOCS/NAME, of MAL's ablations in DOCS/NAME/ablations, of the choices on MAL's start in DOCS/NAME/choice. With tune=0,
 and for the presets of this package where tune is not given, a preset is run as it is. Run it again after any
 interruption: finished parts are not repeated. figures=DIR and docs=DIR (default docs/study) say where the reports go.
-Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are still in the queue, run the same command later; 130 stopped.
+Exit status: 0 done; 1 a chain failed; 2 refused; 3 jobs are still in the queue, run the same command later; 130
+stopped.
 """
 
 from __future__ import annotations
