@@ -24,7 +24,7 @@ from mal.config.compose import compose_sweep
 from mal.config.schema import Chain
 from mal.config.schema import Dataset as Spec
 from mal.data.augment import Augmentation, build_augmentation
-from mal.data.loader import MemoryLoader
+from mal.data.loader import Loader, MemoryLoader
 from mal.process.device import Device, prepare_device
 from mal.training.objective import Inputs
 
@@ -101,7 +101,7 @@ class Data:
             self.labels[:, :5] = 255
         half = np.full(spec.channels, 0.5)
         self.augmentation: Augmentation = build_augmentation(spec, half, half, device.torch)
-        self.loader = MemoryLoader(self.images, self.labels, device.torch)
+        self.loader: Loader = MemoryLoader(self.images, self.labels, device.torch)
 
     def inputs(self, first: int, last: int, key: tuple[int | str, ...] = (0,)) -> Inputs:
         """Those from `first` to before `last`, augmented as the key says."""
@@ -126,8 +126,13 @@ def digest(*things: nn.Module | torch.Tensor) -> str:
     return sha.hexdigest()[:16]
 
 
-def run_all(checks: Sequence[Check], bench: Bench, out: Path, seconds: float, only: Sequence[str]) -> int:
-    """Run them within so many seconds, noting each at once; the number of those that failed."""
+def run_all(
+    checks: Sequence[Check], bench: Bench, out: Path, seconds: float, only: Sequence[str], limits: float = 1.0
+) -> int:
+    """Run them within so many seconds, noting each at once; the number of those that failed.
+
+    limits: times as many seconds as each check's own limit.
+    """
     out.mkdir(parents=True, exist_ok=True)
     slower = 1 if bench.cuda else SLOWER
     end, found = time.monotonic() + seconds * slower, {}
@@ -152,7 +157,9 @@ def run_all(checks: Sequence[Check], bench: Bench, out: Path, seconds: float, on
             continue
         found[name] = {"verdict": "HANGS"}
         note()
-        found[name] = _run(function, bench, min(limit * slower, left), left) if left > 0 else {"verdict": "NO TIME"}
+        found[name] = (
+            _run(function, bench, min(limit * limits * slower, left), left) if left > 0 else {"verdict": "NO TIME"}
+        )
         note()
         print(name, json.dumps({key: value for key, value in found[name].items() if key != "at"}), flush=True)
     hanging.cancel()

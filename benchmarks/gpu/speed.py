@@ -149,13 +149,13 @@ def the_training_loop_against_a_bare_one(bench: Bench) -> Found:
     return {}
 
 
-def _confidence(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def confidence(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {"p": model(images).float().amax(1)}
 
 
 def _bare_scan(model: nn.Module, data: Data, device: Device, resident: Tensor) -> list[Tensor]:
     with torch.inference_mode(), device.autocast():
-        return [_confidence(model, data.augmentation.evaluate(part))["p"].cpu() for part in resident.split(512)]
+        return [confidence(model, data.augmentation.evaluate(part))["p"].cpu() for part in resident.split(512)]
 
 
 def scans_against_bare_inference(bench: Bench) -> Found:
@@ -172,7 +172,7 @@ def scans_against_bare_inference(bench: Bench) -> Found:
         resident = torch.from_numpy(data.images).to(device.torch)
 
         scanner = Scanner(data.augmentation, device, Progress(bench.work / "scan", 0, Interrupt()))
-        score = partial(_confidence, model)
+        score = partial(confidence, model)
         scan = partial(scanner.scan, "score", data.loader, np.arange(count), score, model)
         plain = partial(_bare_scan, model, data, device, resident)
         ours, theirs = milliseconds(scan, 4), milliseconds(plain, 4)
