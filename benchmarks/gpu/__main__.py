@@ -23,11 +23,11 @@ from benchmarks.gpu.checks import Bench, Check, run_all
 CHECKS: tuple[Check, ...] = (
     (5, arithmetic.stack),
     (90, arithmetic.steps_repeat_bit_for_bit),
-    (100, processes.killed_chains_equal_undisturbed_ones),
+    (150, processes.killed_chains_equal_undisturbed_ones),
     (70, speed.steps_against_supervised_ones),
     (40, graphs.steps_of_graphs_are_ordinary_ones),
-    (40, graphs.steps_of_graphs_against_ordinary_ones),
-    (60, processes.killed_chains_of_cuda_graphs_equal_undisturbed_ones),
+    (90, graphs.steps_of_graphs_against_ordinary_ones),
+    (100, processes.killed_chains_of_cuda_graphs_equal_undisturbed_ones),
     (30, speed.the_training_loop_against_a_bare_one),
     (25, arithmetic.k_center_picks_are_those_of_the_cpu),
     (20, arithmetic.loaders_give_the_same_bytes_beside_other_work),
@@ -41,7 +41,7 @@ CHECKS: tuple[Check, ...] = (
     (10, processes.one_process_group),
     (5, arithmetic.bf16_upsampling_is_bilinear),
     (5, arithmetic.augmentation_is_that_of_the_cpu),
-    (40, processes.local_sweeps_share_the_gpu),
+    (90, processes.local_sweeps_share_the_gpu),
 )
 
 

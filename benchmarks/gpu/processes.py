@@ -19,6 +19,7 @@ from benchmarks.gpu.checks import Bench, Found
 from mal.config.frozen import save_chain
 from mal.files import write_atomic
 from mal.process.distributed import World
+from mal.process.interrupt import EXIT_INTERRUPTED
 from mal.process.sync_batch_norm import synchronise
 from mal.run import folder as run_folder
 from tests.chains import losses, outcome
@@ -107,12 +108,12 @@ def killed_chains_equal_undisturbed_ones(bench: Bench) -> Found:
 def killed_chains_of_cuda_graphs_equal_undisturbed_ones(bench: Bench) -> Found:
     """The same with cuda_graphs=true; in a rehearsal by an emulation."""
     start: Sequence[str | Path] = CHAIN
-    digits = ("dataset=digits", f"task.epochs={100 if bench.cuda else 2}", "cuda_graphs=true", *SHORT)
+    digits = ("dataset=digits", f"task.epochs={200 if bench.cuda else 2}", "cuda_graphs=true", *SHORT)
     if not bench.cuda:
         (script := bench.work / "replayed.py").write_text(REPLAYED)
         start, digits = (script,), (*digits, "device=auto")
     if bench.cuda:
-        words = (*small_cifar(bench), "precision=bf16", "minimax.epochs=4", "task.epochs=8", "cuda_graphs=true")
+        words = (*small_cifar(bench), "precision=bf16", "minimax.epochs=40", "task.epochs=80", "cuda_graphs=true")
         killed(bench, "resnet18_bf16_graphs", words, "mal")
     killed(bench, "small_cnn_graphs", digits, "bald", start)
     return {}
@@ -135,6 +136,7 @@ def killed(bench: Bench, name: str, words: Sequence[str], method: str, start: Se
     ends = [run(bench, shaken, signal.SIGTERM, 0.3, start), run(bench, shaken, signal.SIGKILL, 0.8, start)]
     ends.append(run(bench, shaken, start=start))
     assert ends[-1] == 0, tail(shaken)
+    assert ends[:2] == [EXIT_INTERRUPTED, -signal.SIGKILL], f"it had ended before it was killed: {ends}"
     assert outcome(calm) == outcome(shaken), f"{name} differs"
     committed = run_folder.read_round(calm / "round-1")
     assert committed.metrics["gpus"] == int(bench.cuda), committed.metrics["gpus"]
@@ -178,7 +180,8 @@ def together(bench: Bench, folder: Path, *start: str) -> tuple[int, str]:
 
 def two_processes_on_one_gpu(bench: Bench) -> Found:
     """By gloo they learn what one process learns, to rounding; by NCCL they are refused, saying what is wrong."""
-    epochs = ("minimax.epochs=0.3", "task.epochs=0.3", "threads=2")
+    # In TF32 halves of a batch may be convolved by other kernels than the whole, which differ by more than rounding.
+    epochs = ("minimax.epochs=0.3", "task.epochs=0.3", "threads=2", "tf32=false")
     words = ("dataset=digits", "rounds=2", "initial=20", "budget=20", *epochs)
     alone, both, shared = (write(bench, name, *words) for name in ("alone", "both", "shared"))
     assert run(bench, alone) == 0, tail(alone)
@@ -188,16 +191,17 @@ def two_processes_on_one_gpu(bench: Bench) -> Found:
     assert status == 0, said
     found, expected = losses(both), losses(alone)
     pairs = [(a, b) for name in expected for a, b in zip(found[name], expected[name], strict=True)]
-    far = max(abs(a - b) / max(abs(b), 1e-3) for a, b in pairs)
-    assert far < 5e-2, far
-    told: Found = {"relative_difference_of_losses": far}
+    far = [abs(a - b) / max(abs(b), 1e-3) for a, b in pairs]
+    told = bench.told
+    told |= {"relative_difference_of_losses": max(far), "of_the_first": far[0]}
+    assert max(far) < 5e-2, {name: (found[name][:3], expected[name][:3]) for name in expected}
     if bench.cuda:
         began = time.monotonic()
         status, said = together(bench, shared)
         told |= {"refused_after_s": round(time.monotonic() - began, 1), "status": status}
         assert status != 0, "two processes shared a GPU"
         assert "processes share a GPU" in said, said
-    return told
+    return {}
 
 
 def a_gpu_that_torch_does_not_find_is_named(bench: Bench) -> Found:
@@ -211,16 +215,17 @@ def a_gpu_that_torch_does_not_find_is_named(bench: Bench) -> Found:
 
 
 def local_sweeps_share_the_gpu(bench: Bench) -> Found:
-    """Four chains one after the other, and four at a time: seconds of each sweep."""
+    """One chain, and four at a time, launched: seconds of each, start-up and all."""
     told = bench.told.setdefault("seconds_of_sweeps", {})
-    for workers in (1, 4):
-        keys = ["dataset=digits", "seeds=2", "methods=[mal,entropy]", "rounds=2", "cluster=local", "threads=1"]
-        keys += [*bench.epochs(1, 1), f"device={bench.kind}", f"cluster.workers={workers}"]
-        keys += [f"runs={bench.work / f'sweep{workers}'}"]
+    for chains in (1, 4):
+        keys = ["dataset=digits", f"seeds={chains}", "methods=[mal]", "rounds=2", "cluster=local", "threads=1"]
+        keys += [*bench.epochs(5, 5), f"device={bench.kind}", f"cluster.workers={chains}"]
+        keys += [f"runs={bench.work / f'sweep{chains}'}"]
         began, command = time.monotonic(), [sys.executable, "sweeps/launch.py", *keys]
         status, said = bench.ended(command)
         assert status == 0, said[-800:]
-        told[f"{workers} at a time"] = round(time.monotonic() - began, 1)
+        told[f"{chains} at a time"] = round(time.monotonic() - began, 1)
+    bench.told["throughput of four / of one"] = round(4 * told["1 at a time"] / told["4 at a time"], 2)
     return {}
 
 
