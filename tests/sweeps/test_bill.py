@@ -68,3 +68,22 @@ def test_the_readme_prints_the_plan_that_a_launch_prints(
     assert [line for line in lines if line not in said.splitlines()] == []
     assert any(line.startswith("  takes ") for line in lines)
     assert ("(2.62 GB while coreset scores)" in said) == ("imagenet" in words)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("dataset=cifar100", True),
+        ("dataset=cifar100 cuda_graphs=true", False),
+        ("dataset=cifar100 cluster.gpus_per_node=2", False),
+        ("dataset=cifar100 minimax.average=0.9", False),
+        ("dataset=imagenet", False),
+    ],
+)
+def test_a_plan_offers_cuda_graphs_for_small_images_on_one_gpu(
+    words: str, offered: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = (f"runs={tmp_path}", f"data={tmp_path}", "cluster=slurm", "dry_run=true", "seeds=1")
+    gpus = () if "gpus_per_node" in words else ("cluster.gpus_per_node=1",)
+    assert main([*words.split(), *place, *gpus]) == 0
+    assert ("  faster   cuda_graphs=true" in capsys.readouterr().out) == offered
