@@ -138,6 +138,21 @@ def tables(folder: Path) -> dict[str, list[str]]:
     return found
 
 
+def steps(file: Path) -> list[str]:
+    """`| steps of F | with minimax | M above that from random weights | p |`, round 0, over seeds of both."""
+    frame = pd.read_csv(file)
+    values = frame.pivot(index="seed", columns="method", values="value")
+    arms = [arm for arm in frame["method"].unique() if arm != "random"]
+    arms.sort(key=lambda arm: (arm.startswith("ce_"), int(arm.partition("_")[2])))
+    gains = [(arm, (values[arm] - values["random"]).dropna().to_numpy()) for arm in arms]
+    lines = compare([(arm, gain) for arm, gain in gains if len(gain) > 2])
+    told = []
+    for arm, *line in lines:
+        kind, _, count = arm.partition("_")
+        told.append(f"| {int(count):,} | {'yes' if kind == 'f' else 'no'} | {written(*line)} |")
+    return told
+
+
 def weights(rounds: Rounds) -> dict[str, list[str]]:
     """Of docs/pretrained.md: M that starts from a checkpoint, trained whole or its head alone, above M from scratch."""
     found = {f"{arm} weights, above without": start(rounds, arm, "without") for arm in ("with", "frozen")}
@@ -150,6 +165,7 @@ def main(arguments: Sequence[str]) -> int:
     sets = {"pretrained": weights(Rounds(PRETRAINED))} if page is None or page.stem == "pretrained" else {}
     if page is None or page.stem != "pretrained":
         sets |= {path.parent.name: tables(path.parent) for path in sorted(STUDY.glob("*/report.md"))}
+        sets["steps of F"] = {path.stem: steps(path) for path in sorted((STUDY / "study_steps").glob("*.csv"))}
     text, missing = page.read_text(encoding="utf-8") if page else "", 0
     for place, found in sets.items():
         for name, lines in found.items():
