@@ -79,9 +79,6 @@ def photographs(count: int) -> Iterator[np.ndarray]:
 
 def write(folder: Path, count: int) -> tuple[Folder, dict[str, Stored]]:
     """The same images as a tree for ImageFolder, and as files of FFCV with raw pixels and with JPEGs."""
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
-
     paths = []
     for number, image in enumerate(photographs(count)):
         path = folder / "tree" / f"class-{number % 10}" / f"{number:06d}.jpg"
@@ -89,15 +86,20 @@ def write(folder: Path, count: int) -> tuple[Folder, dict[str, Stored]]:
         Image.fromarray(image).save(path, quality=90)
         paths.append(path)
     tree = Folder(tuple(paths), np.zeros(count, np.int64))
-    samples = Samples(tree)
-    files = {}
-    for mode in ("raw", "jpg"):
-        fields = {"image": RGBImageField(write_mode=mode), "label": IntField(), "index": IntField()}
-        DatasetWriter(str(folder / f"{mode}.beton"), fields, num_workers=2).from_indexed_dataset(samples)
-        files[mode] = Stored(folder / f"{mode}.beton")
+    files = {mode: stored(folder / f"{mode}.beton", mode, Samples(tree), 2) for mode in ("raw", "jpg")}
     size = np.mean([path.stat().st_size for path in paths]) / 1024
     print(f"{count} JPEGs of {SIDE} x {SIDE} pixels, {size:.0f} KiB each on average")
     return tree, files
+
+
+def stored(path: Path, mode: str, samples: Any, workers: int) -> Stored:
+    """A file of FFCV with raw pixels (mode raw) or JPEGs (jpg); samples: (uint8 (H, W, 3), label, index) by index."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    fields = {"image": RGBImageField(write_mode=mode), "label": IntField(), "index": IntField()}
+    DatasetWriter(str(path), fields, num_workers=workers).from_indexed_dataset(samples)
+    return Stored(path)
 
 
 @dataclass(frozen=True)

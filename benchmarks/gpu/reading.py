@@ -7,24 +7,20 @@ import itertools
 import os
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.gpu.checks import Bench, Data, Found, placed
 from benchmarks.gpu.speed import confidence, milliseconds, task_model, trained
-from benchmarks.loaders import SIDE, Stored, photographs
-from benchmarks.measure import CLOCKS
+from benchmarks.loaders import BATCH, SIDE, photographs, stored
 from mal.config.schema import Chain
-from mal.data.loader import Loader, build_loader, in_order
+from mal.data.loader import build_loader, in_order
 from mal.process.device import Device
 from mal.process.interrupt import Interrupt
 from mal.run.heartbeat import Progress
 from mal.training.scan import Scanner
 
-now = CLOCKS["wall"]  # waits for the GPU
 DISTINCT = 256  # photographs, over and over: their decoding is what counts
-BATCH = 256
 TARGETS = {"training": 10_000, "scan": 30_000}
 
 
@@ -42,31 +38,20 @@ class Repeated:
         return self.images[index % len(self.images)], index % 1000, index
 
 
-def write(path: Path, mode: str, samples: Repeated, workers: int) -> Stored:
-    """A file of FFCV with raw pixels or JPEGs of 256 x 256."""
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
-
-    fields = {"image": RGBImageField(write_mode=mode), "label": IntField(), "index": IntField()}
-    DatasetWriter(str(path), fields, num_workers=workers).from_indexed_dataset(samples)
-    return Stored(path)
-
-
-def rates(bench: Bench, config: Chain, device: Device, data: Data, loader: Loader, steps: int) -> dict[str, int]:
-    """Images per second: as the loader gives them, in the training loop, and in a scan."""
+def rates(bench: Bench, config: Chain, device: Device, data: Data, steps: int) -> dict[str, int]:
+    """Images per second: as the data's loader gives them, in the training loop, and in a scan."""
     count = len(data.images)
     order = np.random.default_rng(0).permutation(count)
 
     def delivered() -> None:
-        for batch in loader.batches(in_order(order, BATCH)):
+        for batch in data.loader.batches(in_order(order, BATCH)):
             assert batch.images.device.type == device.torch.type
 
-    data.loader = loader
     per_epoch = milliseconds(delivered, 1)
     per_step = trained(bench, config, device, data, BATCH, steps)
     model = task_model(config, device).eval()
     scanner = Scanner(data.augmentation, device, Progress(bench.work / "scan", 0, Interrupt()))
-    scan = partial(scanner.scan, "score", loader, np.arange(count), partial(confidence, model), model)
+    scan = partial(scanner.scan, "score", data.loader, np.arange(count), partial(confidence, model), model)
     seconds = {"loader": per_epoch / count, "training": per_step / BATCH, "scan": milliseconds(scan, 1) / count}
     return {name: round(1e3 / each) for name, each in seconds.items()}
 
@@ -82,10 +67,10 @@ def ffcv_files_feed_the_card(bench: Bench) -> Found:
     assert config.dataset.size == SIDE
     data = Data(config.dataset, count, device)
     bench.told["cores"] = workers
-    bench.told["on the card"] = rates(bench, config, device, data, data.loader, steps)
+    bench.told["on the card"] = rates(bench, config, device, data, steps)
     for mode in ("raw", "jpg"):
-        file = write(bench.work / f"{mode}.beton", mode, samples, workers)
-        loader = build_loader("ffcv", file, data.labels, device.torch, workers)
-        bench.told[mode] = rates(bench, config, device, data, loader, steps)
+        file = stored(bench.work / f"{mode}.beton", mode, samples, workers)
+        data.loader = build_loader("ffcv", file, data.labels, device.torch, workers)
+        bench.told[mode] = rates(bench, config, device, data, steps)
     bench.told["targets, images per second"] = TARGETS
     return {}

@@ -10,7 +10,7 @@ from mal.config.compose import compose_sweep
 from mal.run.windows import FILE
 from sweeps.bill import hours, images_of, rates_of
 from sweeps.launch import main
-from sweeps.plan import reconcile
+from sweeps.plan import freeze, reconcile
 from tests.chains import ROOT
 from tests.made_up_runs import write_chain
 
@@ -87,3 +87,15 @@ def test_a_plan_offers_cuda_graphs_for_small_images_on_one_gpu(
     gpus = () if "gpus_per_node" in words else ("cluster.gpus_per_node=1",)
     assert main([*words.split(), *place, *gpus]) == 0
     assert ("  faster   cuda_graphs=true" in capsys.readouterr().out) == offered
+
+
+def test_chains_that_were_launched_without_cuda_graphs_are_not_offered_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["dataset=cifar100", f"runs={tmp_path}", f"data={tmp_path}", "cluster=slurm", "cluster.gpus_per_node=1"]
+    freeze(reconcile(compose_sweep(words)))
+    capsys.readouterr()
+    assert main([*words, "dry_run=true"]) == 0
+    said = capsys.readouterr().out
+    assert "  less by " in said
+    assert "cuda_graphs" not in said
