@@ -79,6 +79,12 @@ def write_chain(runs: Path, config: Chain) -> Path:
     return folder
 
 
+def has_trained(folder: Path, phase: str) -> bool:
+    """Whether a chain has done a step of a phase; a stop before the first has nothing to save."""
+    windows = folder / "windows.jsonl"
+    return windows.exists() and f'"phase": "{phase}"' in windows.read_text()
+
+
 def plain_augmentation(**changes: Any) -> Augmentation:
     """No flip, no crop, pixels divided by 255."""
     zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)

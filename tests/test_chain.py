@@ -33,7 +33,16 @@ from mal.process.interrupt import Interrupt, Interrupted
 from mal.run import folder as run_folder
 from mal.run.folder import DamagedRun
 from mal.run.heartbeat import read_progress
-from tests.chains import StopsAt, chain_config, environment, outcome, python, run_chain_process, write_chain
+from tests.chains import (
+    StopsAt,
+    chain_config,
+    environment,
+    has_trained,
+    outcome,
+    python,
+    run_chain_process,
+    write_chain,
+)
 from tests.made_up_data import write_folders
 
 FILES = {"labeled.npy", "metrics.json", "provenance.json", "history.json", "COMMITTED"}
@@ -191,7 +200,7 @@ def test_sigterm_saves_and_leaves_with_75_and_the_same_command_goes_on(tmp_path:
     command = [sys.executable, "-m", "mal.chain", str(folder)]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not ((beat := read_progress(folder / "round-0")) and beat["phase"] == "minimax"):
+    while not has_trained(folder, "minimax"):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -202,7 +211,7 @@ def test_sigterm_saves_and_leaves_with_75_and_the_same_command_goes_on(tmp_path:
     assert "interrupted (SIGTERM)" in said
     beat = read_progress(folder / "round-0")
     assert beat is not None
-    assert beat["interrupted"] == "SIGTERM"
+    assert (beat["interrupted"], beat["phase"]) == ("SIGTERM", "minimax")
     state = torch.load(_payload(folder / "round-0" / "checkpoint" / "minimax.ckpt"), weights_only=True)
     assert state["step"] == beat["step"] > 0
     assert not is_locked(folder)

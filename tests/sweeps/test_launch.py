@@ -21,7 +21,7 @@ from mal.process.interrupt import Interrupt
 from mal.run import folder as run_folder
 from mal.run.heartbeat import read_progress
 from sweeps.launch import help_text, main
-from tests.chains import ROOT, SHORT, environment, launch, outcome, python, write_chain
+from tests.chains import ROOT, SHORT, environment, has_trained, launch, outcome, python, write_chain
 
 LAUNCH = ROOT / "sweeps" / "launch.py"
 SWEEP = [*SHORT, "cluster=local", "seeds=1"]
@@ -319,7 +319,8 @@ def started(arguments: list[str], chain: Path, attempt: int) -> subprocess.Popen
     deadline = time.monotonic() + 200
     while True:
         beat = read_progress(chain / "round-0")
-        if beat and beat["phase"] == "minimax" and beat["attempts"] == attempt:
+        trains = beat and beat["phase"] == "minimax" and beat["attempts"] == attempt
+        if trains and has_trained(chain, "minimax"):
             return process
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
