@@ -48,6 +48,7 @@ PRESETS = (
     "study_fashion",
     "study_fashion_imbalanced",
     "study_scenes",
+    "study_fashion_scenes",
     "study_resnet18",
     "study_vgg16_bn",
 )
