@@ -21,27 +21,23 @@ PRETRAINED = (
     STUDY.parent / "pretrained.csv"
 )  # rounds on Fashion-MNIST with benchmarks/rotation.py's network and without
 PAPER = ("mal", "vaal", "coreset", "entropy", "bald", "random")
-ON_F = ("mal", "mal_entropy_query", "mal_diversity_query", "mal_plus", "margin_f", "coreset_f", "entropy_f", "bald_f")
+ON_F = (
+    "mal",
+    "mal_entropy_query",
+    "mal_diversity_query",
+    "mal_plus",
+    "margin_f",
+    "coreset_f",
+    "entropy_f",
+    "bald_f",
+    "vaal_f",
+)
 ABLATIONS = ("mal_no_minimax", "mal_entropy_query", "mal_diversity_query")
 START = "mal_init_random"  # MAL's start, random's choice
 FLOOR = "floor."
 
 
-class Areas:
-    """The areas of a report of before rounds.csv was kept: from each seed's differences to the report's baseline."""
-
-    def __init__(self, folder: Path, baseline: str) -> None:
-        (file,) = folder.glob("tables/start_*.csv")
-        (means,) = folder.glob("tables/area_*.csv")
-        self.areas = pd.read_csv(file).pivot(index="method", columns="seed", values="area_difference")
-        self.areas += pd.read_csv(means).set_index("method")["area"][baseline]  # a mean: differences alone are paired
-
-    def known(self, methods: Sequence[str]) -> list[str]:
-        """Those of the methods that are there."""
-        return [method for method in methods if method in self.areas.index]
-
-
-class Rounds(Areas):
+class Rounds:
     """The rounds of one sweep. values: percent by (method, seed) and labels; areas: by method and seed."""
 
     def __init__(self, file: Path) -> None:
@@ -50,6 +46,10 @@ class Rounds(Areas):
         self.labels = self.values.columns.to_numpy(float)
         area = np.trapezoid(self.values.to_numpy(), self.labels, axis=1) / (self.labels[-1] - self.labels[0])
         self.areas = pd.Series(area, index=self.values.index).unstack("seed")
+
+    def known(self, methods: Sequence[str]) -> list[str]:
+        """Those of the methods that are there."""
+        return [method for method in methods if method in self.areas.index]
 
 
 def compare(rows: Sequence[tuple[str, np.ndarray]]) -> list[tuple[str, float, float, float, float]]:
@@ -75,12 +75,12 @@ def written(mean: float, low: float, high: float, p: float) -> str:
     return f"**{text}** | {told}" if p < 0.05 else f"{text} | {told}"
 
 
-def differences(rounds: Areas, above: str, below: str) -> np.ndarray:
+def differences(rounds: Rounds, above: str, below: str) -> np.ndarray:
     """Of the areas, over the seeds that both have."""
     return (rounds.areas.loc[above] - rounds.areas.loc[below]).dropna().to_numpy()
 
 
-def against(rounds: Areas, methods: Sequence[str], baseline: str, reverse: bool = False) -> list[str]:
+def against(rounds: Rounds, methods: Sequence[str], baseline: str, reverse: bool = False) -> list[str]:
     """`| method | area | difference of areas [interval] | p |`; reverse: the baseline above each of them."""
     found = [method for method in rounds.known(methods) if method != baseline]
     sign = -1 if reverse else 1
@@ -97,20 +97,30 @@ def start(rounds: Rounds, above: str = START, below: str = "random") -> list[str
 
 
 def floor(rounds: Rounds) -> list[str]:
-    """`| method | value (above the best simple classifier on its own labels) | ...`, means over seeds."""
+    """`| method | value (above the best simple classifier on its own labels) | ...`, means over seeds.
+
+    The value alone on segmentation, where there are no simple classifiers.
+    """
     frame, lines = rounds.frame, []
-    classifiers = [name for name in frame.columns if name.startswith(FLOOR)]
+    classifiers = [name for name in frame.columns if name.startswith(FLOOR) and frame[name].notna().any()]
     for method in dict.fromkeys(frame["method"]):
         means = frame[frame["method"] == method].groupby("labeled")[["value", *classifiers]].mean()
-        above = means["value"] - means[classifiers].max(axis=1)
-        cells = [f"{value:.1f} ({d:+.1f})".replace("-", "−") for value, d in zip(means["value"], above, strict=True)]
+        cells = [f"{value:.1f}" for value in means["value"]]
+        if classifiers:
+            above = means["value"] - means[classifiers].max(axis=1)
+            cells = [f"{cell} ({d:+.1f})".replace("-", "−") for cell, d in zip(cells, above, strict=True)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 
 
 def why(rounds: Rounds) -> list[str]:
-    """`| labels | M | C | AUC of M's entropy for its errors | of C's | AUC of D |`, means over MAL's seeds."""
+    """`| labels | M | C | AUC of M's entropy for its errors | of C's | AUC of D |`, means over MAL's seeds.
+
+    Nothing on segmentation, whose rounds have no such AUC.
+    """
     names = ["value", *(f"signals.{name}" for name in ("c_value", "error_auc", "c_error_auc", "d_auc"))]
+    if not set(names) <= set(rounds.frame.columns):
+        return []
     frame = rounds.frame[rounds.frame["method"] == "mal"].groupby("labeled")[names].mean()
     lines = []
     for labels, *values in frame.itertuples():
@@ -121,18 +131,17 @@ def why(rounds: Rounds) -> list[str]:
 
 def tables(folder: Path) -> dict[str, list[str]]:
     """The lines of each table of one sweep, by its name."""
-    older = not (folder / "rounds.csv").exists()
-    rounds = Areas(folder, "random") if older else Rounds(folder / "rounds.csv")
-    on_f = Areas(folder / "choice", START) if older else rounds
+    rounds = Rounds(folder / "rounds.csv")
     found = {
         "each of the paper's methods above random": against(rounds, PAPER, "random"),
         "MAL above each of the paper's": against(rounds, PAPER, "mal", reverse=True),
-        "start, above random's own": against(on_f, [START], "random"),
-        "choice, on MAL's start": against(on_f, ON_F, START),
+        "start, above random's own": against(rounds, [START], "random"),
+        "start": start(rounds),
+        "choice, on MAL's start": against(rounds, ON_F, START),
         "ablations, above MAL": against(rounds, ABLATIONS, "mal"),
+        "floor": floor(rounds),
+        "inside": why(rounds),
     }
-    if isinstance(rounds, Rounds):
-        found |= {"start": start(rounds), "floor": floor(rounds), "inside": why(rounds)}
     if rounds.known(["mal_plus"]):
         found["mal_plus above each"] = against(rounds, list(rounds.areas.index), "mal_plus", reverse=True)
     return found
@@ -164,7 +173,7 @@ def main(arguments: Sequence[str]) -> int:
     page = Path(arguments[0]) if arguments else None
     sets = {"pretrained": weights(Rounds(PRETRAINED))} if page is None or page.stem == "pretrained" else {}
     if page is None or page.stem != "pretrained":
-        sets |= {path.parent.name: tables(path.parent) for path in sorted(STUDY.glob("*/report.md"))}
+        sets |= {path.parent.name: tables(path.parent) for path in sorted(STUDY.glob("*/rounds.csv"))}
         sets["steps of F"] = {path.stem: steps(path) for path in sorted((STUDY / "study_steps").glob("*.csv"))}
     text, missing = page.read_text(encoding="utf-8") if page else "", 0
     for place, found in sets.items():
