@@ -1,6 +1,6 @@
 """ImageNet's size, rehearsed whole: made-up images in imagenet32's format, prepared, and the paper's rounds on them.
 
-    python -m benchmarks.rehearsal --out /var/tmp/scale          1,281,167 images, five methods; 9 GB of disk, hours
+    python -m benchmarks.rehearsal --out /var/tmp/scale          1,281,167 images, five methods; 9 GB of disk, an hour
     python -m benchmarks.rehearsal --out DIR --images 100000     for the growth from there on
     python -m benchmarks.rehearsal --out DIR --faults            also kills the first chain and the report
     python -m benchmarks.rehearsal --out DIR --scanned 5000 --epochs 0.001      minutes: training and scans cut short
@@ -228,7 +228,8 @@ def tables(given: argparse.Namespace, chains: Sequence[Path], works: Sequence[Wo
         method = chain.parent.name
         rounds = paper_rounds(given, method)
         for name, (own, cpu, mib, calls) in read_parts(given.out / f"{method}.jsonl").items():
-            shares = ["" if name.startswith(TRAINED) else share(cpu / ROUNDS / whole) for whole in rounds]
+            counted = 1 if name == "choosing" else ROUNDS  # the last round of a chain asks for nothing
+            shares = ["" if name.startswith(TRAINED) else share(cpu / counted / whole) for whole in rounds]
             lines.append(
                 f"| {method} | {name} | {calls} | {own:,.1f} | {cpu:,.1f} | {mib:,.0f} | {' | '.join(shares)} |"
             )

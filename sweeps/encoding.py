@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,9 +44,13 @@ def settle_features(arguments: list[str]) -> list[str] | None:
     chains = [a for a in arguments if _key(a) not in ("features", *ENCODER)]
     words = [a for a in arguments if _key(a) in (*ENCODER, *SHARED) or a.startswith("dataset.")]
     words.append(f"backbone={encoder}")
-    sweep = _checked(chains, words)
+    sweep, backbone = _checked(chains, words)
     from mal.features import is_complete, plan
+    from mal.models.at_launch import to_fetch
 
+    if sweep.dry_run and (missing := to_fetch(backbone)):
+        print(f"weights: a launch first fetches {missing[1]} to {missing[0]}, then makes the features by them")
+        return None
     extraction = plan(words)
     identity, folder = extraction.manifest["identity"][:12], extraction.folder
     extraction = replace(extraction, folder=folder.with_name(f"{folder.name}-{identity}"))  # other weights, another set
@@ -69,16 +74,17 @@ def _key(argument: str) -> str:
     return argument.partition("=")[0]
 
 
-def _checked(chains: Sequence[str], words: Sequence[str]) -> Sweep:
-    """The sweep of the chains, as it will be once the features are there."""
-    spec = compose_sweep([*words, "methods=[random]", "seeds=1"]).chains[0].dataset
+def _checked(chains: Sequence[str], words: Sequence[str]) -> tuple[Sweep, dict[str, Any]]:
+    """The sweep of the chains, as it will be once the features are there, and the encoder's section."""
+    encoder = compose_sweep([*words, "methods=[random]", "seeds=1"]).chains[0]
+    spec = encoder.dataset
     with tempfile.TemporaryDirectory() as folder:  # a set of as many images, of zeros, which take no room
         for part, count in zip(PARTS, (spec.train, spec.test), strict=True):
             np.lib.format.open_memmap(values_file(Path(folder), part), "w+", np.float16, (count, 1))
             labels = np.lib.format.open_memmap(labels_file(Path(folder), part), "w+", np.int16, (count,))
             labels[-1] = spec.classes - 1
             labels.flush()
-        return compose_sweep([*chains, f"features={folder}"])
+        return compose_sweep([*chains, f"features={folder}"]), encoder.backbone
 
 
 def _make(command: Sequence[str]) -> None:

@@ -115,6 +115,18 @@ def asked(weights: Path, root: Path, *more: str) -> list[str]:
     return [*words, "task.epochs=1", "seeds=1", "rounds=1", f"runs={root / 'runs'}", f"data={root / 'data'}", *more]
 
 
+def test_a_dry_run_fetches_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    words = ["dataset=digits", "backbone.weights=imagenet", "device=cpu", "seeds=1", "dry_run=true", "cluster=local"]
+    places = [f"runs={tmp_path / 'runs'}", f"data={tmp_path / 'data'}"]
+    for encoder in ("features=resnet18", "backbone=resnet18"):
+        assert main([*words, *places, encoder, "floor=off"]) == 0
+        assert "fetches https://download.pytorch.org/models/resnet18" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_launch_makes_the_features_of_a_backbone_once_for_all_sweeps(
     weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

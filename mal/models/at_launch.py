@@ -5,7 +5,7 @@ Imports torch where a sweep names weights, and only there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,16 @@ def settle_weights(chains: Sequence[Chain], dry_run: bool) -> list[Chain]:
             known[asked] = _settled(chain, dry_run) if chain.backbone.get("weights") else _checked(chain)
         settled.append(replace(chain, backbone=dict(known[asked])))
     return settled
+
+
+def to_fetch(backbone: Mapping[str, Any]) -> tuple[Path, str] | None:
+    """Where ImageNet's weights of a network belong, and their address; None where nothing is to be fetched."""
+    from mal.models.pretrained import IMAGENET, imagenet_file
+
+    if backbone.get("weights") != IMAGENET:
+        return None
+    path, address = imagenet_file(str(backbone["name"]))
+    return None if path.is_file() else (path, address)
 
 
 def _checked(chain: Chain) -> dict[str, Any]:
@@ -53,14 +63,15 @@ def _settled(chain: Chain, dry_run: bool) -> dict[str, Any]:
         )
     backbone, words = dict(chain.backbone), str(chain.backbone["weights"])
     if words == IMAGENET:
-        path, address = imagenet_file(str(backbone["name"]))
-        backbone.setdefault("normalise", IMAGENET)
-        if not path.is_file():
+        path, _ = imagenet_file(str(backbone["name"]))
+        if missing := to_fetch(backbone):
+            path, address = missing
             if dry_run:
                 print(f"weights: a launch fetches {address} to {path}")
                 return chain.backbone
             print(f"weights: fetching {address} to {path}", flush=True)
             fetch(path, address)
+        backbone.setdefault("normalise", IMAGENET)
     else:
         path = Path(words).expanduser()
         if not path.is_file():
