@@ -1,4 +1,4 @@
-"""The tables of docs/study.md and docs/pretrained.md again from the committed CSVs, by numpy, scipy and pandas alone.
+"""The tables of docs/study.md, README.md and docs/pretrained.md again, by numpy, scipy and pandas alone.
 
     python -m benchmarks.recompute                 # prints the tables
     python -m benchmarks.recompute docs/study.md   # says which of its lines the page lacks; exit status 1 where any is
@@ -33,6 +33,13 @@ ON_F = (
     "vaal_f",
 )
 ABLATIONS = ("mal_no_minimax", "mal_entropy_query", "mal_diversity_query")
+SETS = {
+    "study_digits": "digits",
+    "study_fashion": "Fashion-MNIST",
+    "study_fashion_imbalanced": "Fashion-MNIST-Imbalanced",
+    "study_scenes": "scenes of digits",
+    "study_fashion_scenes": "scenes of garments",
+}
 START = "mal_init_random"  # MAL's start, random's choice
 FLOOR = "floor."
 
@@ -147,6 +154,21 @@ def tables(folder: Path) -> dict[str, list[str]]:
     return found
 
 
+def summary(folder: Path) -> str:
+    """`| set | MAL above random | its start | its choice | the best other method of the paper above random |`.
+
+    Each cell is that of the page's table, bold where p there is below 0.05.
+    """
+    found = tables(folder)
+    paper, start_, choice = (
+        {name: cells for name, *cells in (line.strip("| ").split(" | ") for line in found[table])}
+        for table in ("each of the paper's methods above random", "start, above random's own", "choice, on MAL's start")
+    )
+    best = max((name for name in paper if name != "mal"), key=lambda name: float(paper[name][0]))
+    cells = [paper["mal"][1], start_[START][1], choice["mal"][1], f"{best} {paper[best][1]}"]
+    return f"| {SETS[folder.name]} | {' | '.join(cells)} |"
+
+
 def steps(file: Path) -> list[str]:
     """`| steps of F | with minimax | M above that from random weights | p |`, round 0, over seeds of both."""
     frame = pd.read_csv(file)
@@ -173,6 +195,8 @@ def main(arguments: Sequence[str]) -> int:
     page = Path(arguments[0]) if arguments else None
     sets = {"pretrained": weights(Rounds(PRETRAINED))} if page is None or page.stem == "pretrained" else {}
     if page is None or page.stem != "pretrained":
+        sets["the study"] = {"summary": [summary(STUDY / name) for name in SETS]}
+    if page is None or page.stem not in ("pretrained", "README"):
         sets |= {path.parent.name: tables(path.parent) for path in sorted(STUDY.glob("*/rounds.csv"))}
         sets["steps of F"] = {path.stem: steps(path) for path in sorted((STUDY / "study_steps").glob("*.csv"))}
     text, missing = page.read_text(encoding="utf-8") if page else "", 0

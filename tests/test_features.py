@@ -123,7 +123,9 @@ def test_a_dry_run_fetches_no_weights(
     places = [f"runs={tmp_path / 'runs'}", f"data={tmp_path / 'data'}"]
     for encoder in ("features=resnet18", "backbone=resnet18"):
         assert main([*words, *places, encoder, "floor=off"]) == 0
-        assert "fetches https://download.pytorch.org/models/resnet18" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "fetches" in told
+        assert f"{tmp_path}/cache/hub/checkpoints/resnet18" in told
     assert list(tmp_path.iterdir()) == []
 
 

@@ -68,7 +68,9 @@ def test_it_agrees_with_the_reports(tmp_path: Path) -> None:
         assert ours == pytest.approx([theirs.difference, theirs.low, theirs.high, theirs.p_holm])
 
 
-@pytest.mark.parametrize("page", [PAGE, PAGE.with_name("pretrained.md")], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [PAGE, PAGE.with_name("pretrained.md"), PAGE.parents[1] / "README.md"], ids=lambda page: page.stem
+)
 def test_every_line_is_on_the_page_and_another_digit_is_found(
     page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +78,8 @@ def test_every_line_is_on_the_page_and_another_digit_is_found(
     text = page.read_text(encoding="utf-8")
     if page == PAGE:
         line = recompute.tables(next(recompute.STUDY.glob("*/rounds.csv")).parent)["start"][0]
+    elif page.stem == "README":
+        line = recompute.summary(recompute.STUDY / "study_digits")
     else:
         line = recompute.weights(recompute.Rounds(recompute.PRETRAINED))["areas"][0]
     wrong = tmp_path / page.name
