@@ -45,10 +45,10 @@ FLOOR = "floor."
 
 
 class Rounds:
-    """The rounds of one sweep. values: percent by (method, seed) and labels; areas: by method and seed."""
+    """The rounds of one sweep, or of several that are compared. values: percent by (method, seed) and labels; areas: by method and seed."""
 
-    def __init__(self, file: Path) -> None:
-        self.frame = pd.read_csv(file)
+    def __init__(self, *files: Path) -> None:
+        self.frame = pd.concat([pd.read_csv(file) for file in files])
         self.values = self.frame.pivot(index=["method", "seed"], columns="labeled", values="value").dropna()
         self.labels = self.values.columns.to_numpy(float)
         area = np.trapezoid(self.values.to_numpy(), self.labels, axis=1) / (self.labels[-1] - self.labels[0])
@@ -123,12 +123,11 @@ def floor(rounds: Rounds) -> list[str]:
 def why(rounds: Rounds) -> list[str]:
     """`| labels | M | C | AUC of M's entropy for its errors | of C's | AUC of D |`, means over MAL's seeds.
 
-    Nothing on segmentation, whose rounds have no such AUC.
+    –: nothing is there, as of AUCs for errors on segmentation.
     """
     names = ["value", *(f"signals.{name}" for name in ("c_value", "error_auc", "c_error_auc", "d_auc"))]
-    if not set(names) <= set(rounds.frame.columns):
-        return []
-    frame = rounds.frame[rounds.frame["method"] == "mal"].groupby("labeled")[names].mean()
+    of_mal = rounds.frame[rounds.frame["method"] == "mal"].set_index("labeled")
+    frame = of_mal.reindex(columns=names).groupby("labeled").mean()
     lines = []
     for labels, *values in frame.itertuples():
         cells = [f"{v:.{1 if k < 2 else 2}f}" if v == v else "–" for k, v in enumerate(values)]
@@ -152,6 +151,18 @@ def tables(folder: Path) -> dict[str, list[str]]:
     if rounds.known(["mal_plus"]):
         found["mal_plus above each"] = against(rounds, list(rounds.areas.index), "mal_plus", reverse=True)
     return found
+
+
+def longer(folder: Path) -> list[str]:
+    """`| method | area | MAL of longer.csv above it | p |`; the last line: random, before any query, by itself.
+
+    longer.csv: rounds of MAL whose F was trained for longer, as method mal_longer.
+    """
+    rounds = Rounds(folder / "rounds.csv", folder / "longer.csv")
+    lines = against(rounds, ("mal", "vaal", "entropy", "random"), "mal_longer", reverse=True)
+    first = rounds.values[rounds.labels[0]]
+    ((_, *line),) = compare([("", (first["mal_longer"] - first["random"]).dropna().to_numpy())])
+    return [*lines, f"| random, {rounds.labels[0]:.0f} labels | {first['random'].mean():.1f} | {written(*line)} |"]
 
 
 def summary(folder: Path) -> str:
@@ -198,6 +209,7 @@ def main(arguments: Sequence[str]) -> int:
         sets["the study"] = {"summary": [summary(STUDY / name) for name in SETS]}
     if page is None or page.stem not in ("pretrained", "README"):
         sets |= {path.parent.name: tables(path.parent) for path in sorted(STUDY.glob("*/rounds.csv"))}
+        sets["longer"] = {path.parent.name: longer(path.parent) for path in sorted(STUDY.glob("*/longer.csv"))}
         sets["steps of F"] = {path.stem: steps(path) for path in sorted((STUDY / "study_steps").glob("*.csv"))}
     text, missing = page.read_text(encoding="utf-8") if page else "", 0
     for place, found in sets.items():
