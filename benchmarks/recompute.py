@@ -45,7 +45,7 @@ FLOOR = "floor."
 
 
 class Rounds:
-    """The rounds of one sweep, or of several that are compared. values: percent by (method, seed) and labels; areas: by method and seed."""
+    """The rounds of one sweep, or of several. values: percent by (method, seed) and labels; areas: by both."""
 
     def __init__(self, *files: Path) -> None:
         self.frame = pd.concat([pd.read_csv(file) for file in files])
