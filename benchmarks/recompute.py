@@ -87,12 +87,18 @@ def differences(rounds: Rounds, above: str, below: str) -> np.ndarray:
     return (rounds.areas.loc[above] - rounds.areas.loc[below]).dropna().to_numpy()
 
 
-def against(rounds: Rounds, methods: Sequence[str], baseline: str, reverse: bool = False) -> list[str]:
-    """`| method | area | difference of areas [interval] | p |`; reverse: the baseline above each of them."""
+def above(rounds: Rounds, methods: Sequence[str], baseline: str, reverse: bool = False) -> dict[str, str]:
+    """By method `difference of areas [interval] | p`; reverse: the baseline above each of them."""
     found = [method for method in rounds.known(methods) if method != baseline]
     sign = -1 if reverse else 1
     lines = compare([(method, sign * differences(rounds, method, baseline)) for method in found])
-    return [f"| {name} | {rounds.areas.loc[name].mean():.1f} | {written(*line)} |" for name, *line in lines]
+    return {name: written(*line) for name, *line in lines}
+
+
+def against(rounds: Rounds, methods: Sequence[str], baseline: str, reverse: bool = False) -> list[str]:
+    """`| method | area | difference of areas [interval] | p |`; reverse: the baseline above each of them."""
+    found = above(rounds, methods, baseline, reverse)
+    return [f"| {name} | {rounds.areas.loc[name].mean():.1f} | {line} |" for name, line in found.items()]
 
 
 def start(rounds: Rounds, above: str = START, below: str = "random") -> list[str]:
@@ -170,14 +176,12 @@ def summary(folder: Path) -> str:
 
     Each cell is that of the page's table, bold where p there is below 0.05.
     """
-    found = tables(folder)
-    paper, start_, choice = (
-        {name: cells for name, *cells in (line.strip("| ").split(" | ") for line in found[table])}
-        for table in ("each of the paper's methods above random", "start, above random's own", "choice, on MAL's start")
-    )
-    best = max((name for name in paper if name != "mal"), key=lambda name: float(paper[name][0]))
-    cells = [paper["mal"][1], start_[START][1], choice["mal"][1], f"{best} {paper[best][1]}"]
-    return f"| {SETS[folder.name]} | {' | '.join(cells)} |"
+    rounds = Rounds(folder / "rounds.csv")
+    paper = above(rounds, PAPER, "random")
+    best = rounds.areas.loc[[name for name in paper if name != "mal"]].mean(axis=1).idxmax()
+    lines = [paper["mal"], above(rounds, [START], "random")[START], above(rounds, ON_F, START)["mal"], paper[best]]
+    mal, start_of_mal, choice, other = (line.partition(" | ")[0] for line in lines)  # without p
+    return f"| {SETS[folder.name]} | {mal} | {start_of_mal} | {choice} | {best} {other} |"
 
 
 def steps(file: Path) -> list[str]:

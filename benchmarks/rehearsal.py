@@ -228,7 +228,7 @@ def tables(given: argparse.Namespace, chains: Sequence[Path], works: Sequence[Wo
         method = chain.parent.name
         rounds = paper_rounds(given, method)
         for name, (own, cpu, mib, calls) in read_parts(given.out / f"{method}.jsonl").items():
-            counted = 1 if name == "choosing" else ROUNDS  # the last round of a chain asks for nothing
+            counted = ROUNDS - (name == "choosing")  # the last round of a chain asks for nothing
             shares = ["" if name.startswith(TRAINED) else share(cpu / counted / whole) for whole in rounds]
             lines.append(
                 f"| {method} | {name} | {calls} | {own:,.1f} | {cpu:,.1f} | {mib:,.0f} | {' | '.join(shares)} |"

@@ -25,6 +25,7 @@ from mal.process.device import Device
 from mal.process.interrupt import Interrupt, Interrupted
 from mal.run import folder as run_folder
 from mal.run.heartbeat import Progress
+from mal.run.windows import FILE
 from mal.training.loop import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +82,7 @@ def write_chain(runs: Path, config: Chain) -> Path:
 
 def has_trained(folder: Path, phase: str) -> bool:
     """Whether a chain has done a step of a phase; a stop before the first has nothing to save."""
-    windows = folder / "windows.jsonl"
+    windows = folder / FILE
     return windows.exists() and f'"phase": "{phase}"' in windows.read_text()
 
 

@@ -72,7 +72,7 @@ def test_a_preempted_job_is_warned_requeued_and_precedes_its_chain(cluster: Loca
     second = submit(cluster, log, "echo the next job", *chain)
     wait_until(lambda: "run 0" in text(log), "the first job to start")
     submit(cluster, tmp_path / "high", "sleep 0.5", "--partition=high", "--exclusive", "--nodes=2")
-    wait_until(lambda: "warned" in text(log), "the warning of a preemption", timeout_s=180)
+    wait_until(lambda: "warned" in text(log), "the warning of a preemption")
     wait_until(lambda: states(first) == ["PENDING"], "the preempted job to wait again")
     assert states(second) == ["PENDING"]
     wait_until(lambda: "the next job" in text(log), "the chain to go on")
