@@ -4,7 +4,8 @@
     srun -n8 python -m mal.features ...      # any number of processes share the shards
 
 It takes the keys of sweeps/launch.py and `out=DIR` (default: DATA/features/DATASET-BACKBONE), `dtype=float16|float32`.
-Stop it when you like: the same command goes on with the shards that are missing. Then:
+Stop it when you like: the same command goes on with the shards that are missing; dry_run=true says which, and computes
+none. Then:
 
     python sweeps/launch.py dataset=imagenet features=DIR methods=[mal,coreset,random]
 """
@@ -54,13 +55,16 @@ log = logging.getLogger("mal.features")
 
 @dataclass(frozen=True)
 class Extraction:
-    """One run over the images of a dataset. folder: of the set; manifest: what it will be recognised by."""
+    """One run over the images of a dataset. folder: of the set; manifest: what it will be recognised by; dry_run: what
+    is missing is said, not computed.
+    """
 
     config: Chain
     dataset: Dataset
     folder: Path
     dtype: str
     manifest: dict[str, Any]
+    dry_run: bool = False
 
     def parts(self) -> Iterator[tuple[str, int, np.ndarray]]:
         """Part, number and rows, int64, of each shard."""
@@ -82,7 +86,7 @@ def plan(arguments: list[str]) -> Extraction:
     if options["dtype"] not in TYPES:
         raise ValueError(f"dtype={options['dtype']} is unknown. Allowed: {', '.join(TYPES)}.")
     sweep = compose_sweep([*(a for a in arguments if a not in own), "methods=[random]", "seeds=1"])
-    (config,) = settle_weights(sweep.chains, dry_run=False)
+    (config,) = settle_weights(sweep.chains, sweep.dry_run)
     if not config.backbone.get("weights"):
         raise ValueError("features of a network without weights say nothing: give backbone.weights=FILE or imagenet.")
     if config.dataset.task != "classification":
@@ -92,12 +96,13 @@ def plan(arguments: list[str]) -> Extraction:
     encoder = {key: value for key, value in config.backbone.items() if key not in ("weights", "freeze")}
     asked = {"encoder": encoder, "data": dataset.digest, "crop": config.dataset.crop, "dtype": options["dtype"]}
     identity = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    words = f"{encoder['name']} {encoder['weights_sha256'][:12]} {identity[:12]}"
+    weights = encoder.get("weights_sha256", "to be fetched")  # in a dry run alone
+    words = f"{encoder['name']} {weights[:12]} {identity[:12]}"
     name = f"{config.dataset.name}-{encoder['name']}"
     folder = Path(options["out"]) if options["out"] else Path(config.data) / "features" / name
     manifest = {"encoder": words, "identity": identity, "weights": config.backbone["weights"], "asked": asked}
     manifest["dataset"] = asdict(config.dataset)
-    return Extraction(config, dataset, folder, options["dtype"], manifest)
+    return Extraction(config, dataset, folder, options["dtype"], manifest, sweep.dry_run)
 
 
 def is_complete(extraction: Extraction) -> bool:
@@ -109,6 +114,15 @@ def is_complete(extraction: Extraction) -> bool:
     if found["identity"] != extraction.manifest["identity"]:
         raise ValueError(f"{extraction.folder} has the features of {found['encoder']}: choose another folder by out=.")
     return True
+
+
+def describe(extraction: Extraction) -> str:
+    """What a run would compute, for a dry run."""
+    shards = [extraction.shard(part, number) for part, number, _ in extraction.parts()]
+    there = sum(path.is_file() for path in shards)
+    images = sum(len(rows) for _, _, rows in extraction.parts())
+    through = f"{images:,} images through {extraction.config.backbone['name']}"
+    return f"features: {through}, into {extraction.folder}: {there} of {len(shards)} shards are there"
 
 
 def extract(extraction: Extraction, interrupt: Interrupt) -> None:
@@ -202,6 +216,9 @@ def main(arguments: list[str]) -> int:
     try:
         extraction = plan(arguments)
         if not is_complete(extraction):
+            if extraction.dry_run:
+                print(describe(extraction))
+                return 0
             extract(extraction, interrupt)
     except Interrupted:
         print("features: stopped; the same command goes on", file=sys.stderr)

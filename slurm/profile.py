@@ -95,10 +95,6 @@ class Profile:
         """CPUs of each process, once `fit_to` has settled them (the default before)."""
         return self.cpus_per_task or CPUS
 
-    def gpu_hours(self, dataset: str) -> float:
-        """GPU-hours of one job that runs up to its time limit."""
-        return self.nodes * self.gpus * self.minutes(dataset) / 60
-
     def fit_to(self, partitions: Mapping[str, Partition]) -> Profile:
         """The profile with what it leaves open settled by what its partitions have: GPUs, CPUs, the preparing job.
 

@@ -349,10 +349,13 @@ def describe(profile: Profile, sweep: Sweep) -> str:
 
 
 def _estimate(plans: Sequence[ChainPlan], submissions: Sequence[Submission], profile: Profile) -> str:
-    most = sum(profile.gpu_hours(submission.dataset) * submission.rounds for submission in submissions)
+    """What the jobs take at most and, by what is committed, in fact: GPU-hours, or hours of nodes without GPUs."""
+    most = sum(profile.minutes(submission.dataset) * submission.rounds for submission in submissions) / 60
     rounds = sum(submission.rounds for submission in submissions)
-    gpus = profile.nodes * profile.gpus
-    text = f"{len(submissions)} jobs of {profile.nodes} nodes with {profile.gpus} GPUs: at most {most:.1f} GPU-hours"
+    units, unit = profile.nodes * (profile.gpus or 1), "GPU-hours" if profile.gpus else "node-hours"
+    gpus = f"with {profile.gpus} GPU{'s' * (profile.gpus > 1)}" if profile.gpus else "without GPUs"
+    nodes = f"{profile.nodes} node{'s' * (profile.nodes > 1)}"
+    text = f"{len(submissions)} jobs of {nodes} {gpus}: at most {most * units:.1f} {unit}"
     seconds = [
         float(run_folder.read_json(run_folder.round_folder(plan.folder, number) / run_folder.METRICS)["seconds"])
         for plan in plans
@@ -360,5 +363,5 @@ def _estimate(plans: Sequence[ChainPlan], submissions: Sequence[Submission], pro
     ]
     if seconds:
         hours = sum(seconds) / len(seconds) * rounds * profile.pack / 3600
-        text += f"; by the {len(seconds)} rounds committed so far about {hours * gpus:.2f} ({hours:.2f} hours of jobs)"
+        text += f"; by the {len(seconds)} rounds committed so far about {hours * units:.2f} ({hours:.2f} hours of jobs)"
     return text + "."

@@ -1,6 +1,7 @@
 """Frozen features: made once, in shards, whoever makes them; heads on them by every method; bad sets refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,24 @@ def test_stopped_anywhere_it_goes_on_to_the_same_set(made: Path, monkeypatch: py
     extraction.extract(plan, looked)
     assert files(made / "again") == files(made / "set")
     assert not (plan.folder / ".shards").exists()
+
+
+def test_a_dry_run_says_what_is_missing_and_computes_nothing(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(extraction, "ROWS", 200)
+    asked = [*command(made, "dry"), "dry_run=true"]
+    assert extraction.main(asked) == 0
+    assert "features: 1,797 images through small_cnn" in (out := capsys.readouterr().out)
+    assert "0 of 10 shards are there" in out
+    assert not (made / "dry").exists()
+    with pytest.raises(Interrupted):
+        extraction.extract(extraction.plan(asked[:-1]), StopsAt(4))
+    assert extraction.main(asked) == 0
+    assert (there := re.search(r"(\d+) of 10 shards are there", capsys.readouterr().out))
+    assert int(there[1]) == len(list((made / "dry").glob(".shards/*/*.npy"))) > 0
+    assert extraction.main([*command(made), "dry_run=true"]) == 0
+    assert "launch with features=" in capsys.readouterr().out
 
 
 def test_another_encoder_does_not_write_over_them(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

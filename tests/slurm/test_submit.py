@@ -128,7 +128,7 @@ def test_a_dry_run_shows_the_scripts_and_writes_nothing(
     assert main([*SHORT, "methods=[mal,random]", "seeds=2", *chosen]) == 0
     out = capsys.readouterr().out
     assert out.count("#!/bin/bash") == 4
-    assert "8 jobs of 1 nodes with 4 GPUs: at most 10.7 GPU-hours" in out
+    assert "8 jobs of 1 node with 4 GPUs: at most 10.7 GPU-hours" in out
     for line in ("--account=my_group_gpu", "--dependency=singleton", "--gpus-per-node=a100:4", "--time=20"):
         assert f"#SBATCH {line}\n" in out
     assert (
@@ -138,6 +138,9 @@ def test_a_dry_run_shows_the_scripts_and_writes_nothing(
     assert not runs.exists()
     assert main([*SHORT, *ON_SLURM, f"runs={runs}"]) == 2
     assert "no Slurm answers here" in capsys.readouterr().err
+    chosen.append("cluster.gpus_per_node=0")
+    assert main([*SHORT, "methods=[mal,random]", "seeds=2", *chosen]) == 0
+    assert "8 jobs of 1 node without GPUs: at most 2.7 node-hours" in capsys.readouterr().out
     assert choose_cluster(["seeds=1"]) == ["seeds=1"]
 
 
