@@ -142,8 +142,14 @@ def why(rounds: Rounds) -> list[str]:
 
 
 def tables(folder: Path) -> dict[str, list[str]]:
-    """The lines of each table of one sweep, by its name."""
+    """The lines of each table of one sweep, by its name; of MAL and VAAL alone where they are all (another backbone)."""
     rounds = Rounds(folder / "rounds.csv")
+    if not rounds.known(["random"]):
+        return {
+            "MAL above VAAL": against(rounds, ["vaal"], "mal", reverse=True),
+            "MAL above VAAL, at each budget": start(rounds, "mal", "vaal"),
+            "floor": floor(rounds),
+        }
     found = {
         "each of the paper's methods above random": against(rounds, PAPER, "random"),
         "MAL above each of the paper's": against(rounds, PAPER, "mal", reverse=True),
@@ -154,6 +160,8 @@ def tables(folder: Path) -> dict[str, list[str]]:
         "floor": floor(rounds),
         "inside": why(rounds),
     }
+    if folder.name.endswith("_tuned"):  # the seeds of another sweep again: what the page answers by them
+        return {name: lines for name, lines in found.items() if name not in ("start", "inside")}
     if rounds.known(["mal_plus"]):
         found["mal_plus above each"] = against(rounds, list(rounds.areas.index), "mal_plus", reverse=True)
     return found
