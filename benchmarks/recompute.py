@@ -142,7 +142,7 @@ def why(rounds: Rounds) -> list[str]:
 
 
 def tables(folder: Path) -> dict[str, list[str]]:
-    """The lines of each table of one sweep, by its name; of MAL and VAAL alone where they are all (another backbone)."""
+    """The lines of each table of one sweep, by its name; where MAL and VAAL are all (another backbone), of these."""
     rounds = Rounds(folder / "rounds.csv")
     if not rounds.known(["random"]):
         return {
