@@ -142,26 +142,20 @@ def why(rounds: Rounds) -> list[str]:
 
 
 def tables(folder: Path) -> dict[str, list[str]]:
-    """The lines of each table of one sweep, by its name; where MAL and VAAL are all (another backbone), of these."""
+    """The lines of each table of one sweep, by its name; of a sweep without MAL's start by itself: order and floor."""
     rounds = Rounds(folder / "rounds.csv")
-    if not rounds.known(["random"]):
-        return {
-            "MAL above VAAL": against(rounds, ["vaal"], "mal", reverse=True),
-            "MAL above VAAL, at each budget": start(rounds, "mal", "vaal"),
-            "floor": floor(rounds),
-        }
     found = {
         "each of the paper's methods above random": against(rounds, PAPER, "random"),
         "MAL above each of the paper's": against(rounds, PAPER, "mal", reverse=True),
-        "start, above random's own": against(rounds, [START], "random"),
-        "start": start(rounds),
-        "choice, on MAL's start": against(rounds, ON_F, START),
-        "ablations, above MAL": against(rounds, ABLATIONS, "mal"),
         "floor": floor(rounds),
-        "inside": why(rounds),
     }
+    if not rounds.known([START]):
+        return found
+    found["start, above random's own"] = against(rounds, [START], "random")
+    found["choice, on MAL's start"] = against(rounds, ON_F, START)
     if folder.name.endswith("_tuned"):  # the seeds of another sweep again: what the page answers by them
-        return {name: lines for name, lines in found.items() if name not in ("start", "inside")}
+        return found
+    found |= {"start": start(rounds), "ablations, above MAL": against(rounds, ABLATIONS, "mal"), "inside": why(rounds)}
     if rounds.known(["mal_plus"]):
         found["mal_plus above each"] = against(rounds, list(rounds.areas.index), "mal_plus", reverse=True)
     return found
