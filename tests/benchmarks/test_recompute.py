@@ -43,6 +43,28 @@ def test_known_differences_have_students_interval_and_holms_p(tmp_path: Path) ->
     assert found["floor"][0] == "| random | 51.0 (+3.0) | 51.0 (+3.0) | 51.0 (+3.0) |"
 
 
+def test_the_stated_comparison_has_its_own_p_and_the_others_holms(tmp_path: Path) -> None:
+    gains = {"random": [0.0, 0, 0], "f_39063": [1.0, 2, 3], "f_117": [1.0, 2, 3], "ce_117": [-1.0, 1, 0]}
+    rows = [
+        {"method": arm, "seed": seed, "value": 70 + gain}
+        for arm, each in gains.items()
+        for seed, gain in enumerate(each)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "cpu.csv", index=False)
+    assert recompute.steps(tmp_path / "cpu.csv") == [
+        "| 117 | yes | +2.0 [−0.5, +4.5] | 0.15 |",
+        "| 117 | no | +0.0 [−2.5, +2.5] | 1.00 |",
+        "| 39,063 | yes | +2.0 [−0.5, +4.5] | 0.074 |",
+    ]
+
+
+def test_a_sweep_of_another_backbone_has_order_and_floor(tmp_path: Path) -> None:
+    rounds_csv(tmp_path, {"random": [0.0, 0, 0], "mal": [1.0, 2, 3], "vaal": [-1.0, 1, 0]})
+    found = recompute.tables(tmp_path)
+    assert [len(lines) for lines in found.values()] == [2, 2, 3]
+    assert found["MAL above each of the paper's"][0] == "| vaal | 51.0 | +2.0 [−0.5, +4.5] | 0.15 |"
+
+
 def test_holm_is_step_down_and_bold_is_below_a_twentieth() -> None:
     random = np.random.default_rng(0)
     rows = [(str(k), random.normal(k, 1, 6)) for k in range(4)]
