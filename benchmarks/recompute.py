@@ -41,6 +41,10 @@ SETS = {
     "study_fashion_scenes": "scenes of garments",
 }
 START = "mal_init_random"  # MAL's start, random's choice
+CLAIMS = {"MAL": ("mal", "random"), "its start": (START, "random"), "its choice": ("mal", START)}  # above, below
+STARTS = ((START, "random"), *((f"{name}_f", name) for name in ("coreset", "entropy", "bald", "vaal", "margin")))
+PARTS = (("mal_entropy_query", "entropy_f"), ("mal", "mal_entropy_query"))  # C's entropy or M's; D besides
+TUNED = ((START, "random"), ("mal", START), ("mal_plus", START), ("mal_plus", "random"))
 FLOOR = "floor."
 STATED = "f_39063"  # of study_steps: F as long as the paper's on CIFAR100
 
@@ -102,6 +106,13 @@ def against(rounds: Rounds, methods: Sequence[str], baseline: str, reverse: bool
     return [f"| {name} | {rounds.areas.loc[name].mean():.1f} | {line} |" for name, line in found.items()]
 
 
+def pairs(rounds: Rounds, wanted: Sequence[tuple[str, str]]) -> list[str]:
+    """`| A above B | difference of areas [interval] | p |`, of those that are there."""
+    found = [(a, b) for a, b in wanted if len(rounds.known([a, b])) == 2]
+    lines = compare([(f"{a} above {b}", differences(rounds, a, b)) for a, b in found])
+    return [f"| {name} | {written(*line)} |" for name, *line in lines]
+
+
 def start(rounds: Rounds, above: str = START, below: str = "random") -> list[str]:
     """`| labels | from F | from scratch | difference | p |`, at each budget, on the same labels (random queries)."""
     f, scratch = (rounds.values.loc[method] for method in (above, below))
@@ -152,10 +163,12 @@ def tables(folder: Path) -> dict[str, list[str]]:
     }
     if not rounds.known([START]):
         return found
-    found["start, above random's own"] = against(rounds, [START], "random")
-    found["choice, on MAL's start"] = against(rounds, ON_F, START)
     if folder.name.endswith("_tuned"):  # the seeds of another sweep again: what the page answers by them
-        return found
+        return found | {"start and choice": pairs(rounds, TUNED)}
+    if len(rounds.known(ON_F)) > 1:  # MAL's alone is in the table of all sets
+        found["choice, on MAL's start"] = against(rounds, ON_F, START)
+        found["start under each choice"] = pairs(rounds, STARTS)
+        found["parts of the choice"] = pairs(rounds, PARTS)
     found |= {"start": start(rounds), "ablations, above MAL": against(rounds, ABLATIONS, "mal"), "inside": why(rounds)}
     if rounds.known(["mal_plus"]):
         found["mal_plus above each"] = against(rounds, list(rounds.areas.index), "mal_plus", reverse=True)
@@ -163,28 +176,54 @@ def tables(folder: Path) -> dict[str, list[str]]:
 
 
 def longer(folder: Path) -> list[str]:
-    """`| method | area | MAL of longer.csv above it | p |`; the last line: random, before any query, by itself.
+    """`| method | area | MAL of longer.csv above it | p |`; the last line: random, before any query.
 
     longer.csv: rounds of MAL whose F was trained for longer, as method mal_longer.
     """
     rounds = Rounds(folder / "rounds.csv", folder / "longer.csv")
-    lines = against(rounds, ("mal", "vaal", "entropy", "random"), "mal_longer", reverse=True)
-    first = rounds.values[rounds.labels[0]]
-    ((_, *line),) = compare([("", (first["mal_longer"] - first["random"]).dropna().to_numpy())])
-    return [*lines, f"| random, {rounds.labels[0]:.0f} labels | {first['random'].mean():.1f} | {written(*line)} |"]
+    first, labels = rounds.values[rounds.labels[0]], f"{rounds.labels[0]:.0f}"
+    others = ("mal", "vaal", "entropy", "random")
+    rows = [(other, differences(rounds, "mal_longer", other)) for other in others]
+    rows.append((f"random, {labels} labels", (first["mal_longer"] - first["random"]).dropna().to_numpy()))
+    values = [*(rounds.areas.loc[other].mean() for other in others), first["random"].mean()]
+    return [
+        f"| {name} | {value:.1f} | {written(*line)} |"
+        for (name, *line), value in zip(compare(rows), values, strict=True)
+    ]
 
 
-def summary(folder: Path) -> str:
-    """`| set | MAL above random | its start | its choice | the best other method of the paper above random |`.
+def across() -> dict[str, list[str]]:
+    """By claim `| set | area | difference of areas [interval] | p |`, Holm over the sets; and all of it in short.
 
-    Each cell is that of the page's table, bold where p there is below 0.05.
+    summary: `| set | difference of each claim | the best other method of the paper, found afterwards, above random |`.
     """
-    rounds = Rounds(folder / "rounds.csv")
-    paper = above(rounds, PAPER, "random")
-    best = rounds.areas.loc[[name for name in paper if name != "mal"]].mean(axis=1).idxmax()
-    lines = [paper["mal"], above(rounds, [START], "random")[START], above(rounds, ON_F, START)["mal"], paper[best]]
-    mal, start_of_mal, choice, other = (line.partition(" | ")[0] for line in lines)  # without p
-    return f"| {SETS[folder.name]} | {mal} | {start_of_mal} | {choice} | {best} {other} |"
+    of_set = {name: Rounds(STUDY / folder / "rounds.csv") for folder, name in SETS.items()}
+    found: dict[str, list[str]] = {}
+    cells: dict[str, list[str]] = {name: [] for name in of_set}
+    for claim, (higher, lower) in CLAIMS.items():
+        lines = compare([(name, differences(rounds, higher, lower)) for name, rounds in of_set.items()])
+        told = {name: written(*line) for name, *line in lines}
+        found[claim] = [f"| {name} | {of_set[name].areas.loc[higher].mean():.1f} | {told[name]} |" for name in told]
+        for name, line in told.items():
+            cells[name].append(line.partition(" | ")[0])
+    for name, rounds in of_set.items():
+        others = rounds.areas.loc[rounds.known([method for method in PAPER if method not in ("mal", "random")])]
+        best = others.mean(axis=1).idxmax()
+        ((_, *line),) = compare([(best, differences(rounds, best, "random"))])
+        cells[name].append(f"{best} {written(*line).partition(' | ')[0].strip('*')}")
+    return found | {"summary": [f"| {name} | {' | '.join(of_name)} |" for name, of_name in cells.items()]}
+
+
+def first_budget() -> list[str]:
+    """`| set | from F by CE alone | difference to it of M from MAL's F | p |`, before any query, on the same labels."""
+    rows, values = [], {}
+    for folder, name in SETS.items():
+        rounds = Rounds(STUDY / folder / "rounds.csv")
+        if rounds.known(["mal_no_minimax"]):
+            first = rounds.values[rounds.labels[0]]
+            rows.append((name, (first[START] - first["mal_no_minimax"]).dropna().to_numpy()))
+            values[name] = first["mal_no_minimax"].mean()
+    return [f"| {name} | {values[name]:.1f} | {written(*line)} |" for name, *line in compare(rows)]
 
 
 def steps(file: Path) -> list[str]:
@@ -218,8 +257,10 @@ def main(arguments: Sequence[str]) -> int:
     page = Path(arguments[0]) if arguments else None
     sets = {"pretrained": weights(Rounds(PRETRAINED))} if page is None or page.stem == "pretrained" else {}
     if page is None or page.stem != "pretrained":
-        sets["the study"] = {"summary": [summary(STUDY / name) for name in SETS]}
+        claims = across()
+        sets["the study"] = {"summary": claims["summary"]} if page and page.stem == "README" else claims
     if page is None or page.stem not in ("pretrained", "README"):
+        sets["before any query"] = {"above F by cross-entropy alone": first_budget()}
         sets |= {path.parent.name: tables(path.parent) for path in sorted(STUDY.glob("*/rounds.csv"))}
         sets["longer"] = {path.parent.name: longer(path.parent) for path in sorted(STUDY.glob("*/longer.csv"))}
         sets["steps of F"] = {path.stem: steps(path) for path in sorted((STUDY / "study_steps").glob("*.csv"))}

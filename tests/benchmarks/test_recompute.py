@@ -30,6 +30,7 @@ def rounds_csv(folder: Path, gains: dict[str, list[float]]) -> None:
 
 def test_known_differences_have_students_interval_and_holms_p(tmp_path: Path) -> None:
     gains = {"random": [0.0, 0, 0], "mal": [1.0, 2, 3], "entropy": [-1.0, 1, 0], "mal_init_random": [3.0, 1, 2]}
+    gains["entropy_f"] = [0.0, 3, 3]
     rounds_csv(tmp_path, gains)
     found = recompute.tables(tmp_path)
     # Mean 2, deviation 1, n 3: half width 4.303 / sqrt(3); t = 3.46, p = 0.074, twice that after Holm over two.
@@ -39,7 +40,12 @@ def test_known_differences_have_students_interval_and_holms_p(tmp_path: Path) ->
     ]
     assert found["start"][0] == "| 10 | 53.0 | 51.0 | +2.0 [−0.5, +4.5] | 0.22 |"
     assert found["inside"][0] == "| 10 | 53.0 | 0.6 | 0.60 | 0.60 | 0.60 |"
-    assert found["choice, on MAL's start"] == ["| mal | 53.0 | +0.0 [−4.3, +4.3] | 1.00 |"]
+    assert found["choice, on MAL's start"][0] == "| mal | 53.0 | +0.0 [−4.3, +4.3] | 1.00 |"
+    # 1, 2 and 3 above each other: twice 0.074; and 3, 1 and 2 the same.
+    assert found["start under each choice"] == [
+        "| mal_init_random above random | +2.0 [−0.5, +4.5] | 0.15 |",
+        "| entropy_f above entropy | +2.0 [−0.5, +4.5] | 0.15 |",
+    ]
     assert found["floor"][0] == "| random | 51.0 (+3.0) | 51.0 (+3.0) | 51.0 (+3.0) |"
 
 
@@ -101,7 +107,7 @@ def test_every_line_is_on_the_page_and_another_digit_is_found(
     if page == PAGE:
         line = recompute.tables(recompute.STUDY / "study_digits")["start"][0]
     elif page.stem == "README":
-        line = recompute.summary(recompute.STUDY / "study_digits")
+        line = recompute.across()["summary"][0]
     else:
         line = recompute.weights(recompute.Rounds(recompute.PRETRAINED))["areas"][0]
     wrong = tmp_path / page.name
