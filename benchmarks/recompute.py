@@ -154,7 +154,7 @@ def why(rounds: Rounds) -> list[str]:
 
 
 def tables(folder: Path) -> dict[str, list[str]]:
-    """The lines of each table of one sweep, by its name; of a sweep without MAL's start by itself: order and floor."""
+    """The lines of each table of one sweep, by its name; without MAL's start by itself: order, floor, each budget."""
     rounds = Rounds(folder / "rounds.csv")
     found = {
         "each of the paper's methods above random": against(rounds, PAPER, "random"),
@@ -162,7 +162,7 @@ def tables(folder: Path) -> dict[str, list[str]]:
         "floor": floor(rounds),
     }
     if not rounds.known([START]):
-        return found
+        return found | {"MAL above random at each budget": start(rounds, "mal", "random")}
     if folder.name.endswith("_tuned"):  # the seeds of another sweep again: what the page answers by them
         return found | {"start and choice": pairs(rounds, TUNED)}
     if len(rounds.known(ON_F)) > 1:  # MAL's alone is in the table of all sets

@@ -59,10 +59,10 @@ def test_singleton_jobs_run_in_order_past_a_failure(cluster: LocalSlurm, tmp_pat
 
 def test_a_preempted_job_is_warned_requeued_and_precedes_its_chain(cluster: LocalSlurm, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    # undisturbed it would sleep; warned, it requeues its job within the grace time, as a chain's job does; srun could
-    # lose what the step printed just before that, hence a file
+    # undisturbed it would sleep; warned, it requeues its job within the grace time, as a chain's job does. SIGTERM may
+    # come twice: the second would end what the trap runs. srun could lose what it prints then, hence a file.
     step = f"""
-        trap "touch {tmp_path / "warned"}; scontrol requeue $SLURM_JOB_ID; exit 75" TERM
+        trap "trap '' TERM; touch {tmp_path / "warned"}; scontrol requeue $SLURM_JOB_ID; exit 75" TERM
         echo run ${{SLURM_RESTART_COUNT:-0}}
         [ "$SLURM_RESTART_COUNT" ] && exit
         sleep 60 & wait
