@@ -80,11 +80,16 @@ def compare(rows: Sequence[tuple[str, np.ndarray]]) -> list[tuple[str, float, fl
     ]
 
 
+def gain(mean: float, low: float, high: float, p: float = 1.0) -> str:
+    """`+2.4 [+0.8, +3.7]`, bold where p is below 0.05."""
+    text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+    return f"**{text}**" if p < 0.05 else text
+
+
 def written(mean: float, low: float, high: float, p: float) -> str:
     """`+2.4 [+0.8, +3.7] | 0.012`, bold where p is below 0.05."""
-    text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
     told = "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-    return f"**{text}** | {told}" if p < 0.05 else f"{text} | {told}"
+    return f"{gain(mean, low, high, p)} | {told}"
 
 
 def differences(rounds: Rounds, above: str, below: str) -> np.ndarray:
@@ -92,18 +97,12 @@ def differences(rounds: Rounds, above: str, below: str) -> np.ndarray:
     return (rounds.areas.loc[above] - rounds.areas.loc[below]).dropna().to_numpy()
 
 
-def above(rounds: Rounds, methods: Sequence[str], baseline: str, reverse: bool = False) -> dict[str, str]:
-    """By method `difference of areas [interval] | p`; reverse: the baseline above each of them."""
+def against(rounds: Rounds, methods: Sequence[str], baseline: str, reverse: bool = False) -> list[str]:
+    """`| method | area | difference of areas [interval] | p |`; reverse: the baseline above each of them."""
     found = [method for method in rounds.known(methods) if method != baseline]
     sign = -1 if reverse else 1
     lines = compare([(method, sign * differences(rounds, method, baseline)) for method in found])
-    return {name: written(*line) for name, *line in lines}
-
-
-def against(rounds: Rounds, methods: Sequence[str], baseline: str, reverse: bool = False) -> list[str]:
-    """`| method | area | difference of areas [interval] | p |`; reverse: the baseline above each of them."""
-    found = above(rounds, methods, baseline, reverse)
-    return [f"| {name} | {rounds.areas.loc[name].mean():.1f} | {line} |" for name, line in found.items()]
+    return [f"| {name} | {rounds.areas.loc[name].mean():.1f} | {written(*line)} |" for name, *line in lines]
 
 
 def pairs(rounds: Rounds, wanted: Sequence[tuple[str, str]]) -> list[str]:
@@ -202,15 +201,15 @@ def across() -> dict[str, list[str]]:
     cells: dict[str, list[str]] = {name: [] for name in of_set}
     for claim, (higher, lower) in CLAIMS.items():
         lines = compare([(name, differences(rounds, higher, lower)) for name, rounds in of_set.items()])
-        told = {name: written(*line) for name, *line in lines}
-        found[claim] = [f"| {name} | {of_set[name].areas.loc[higher].mean():.1f} | {told[name]} |" for name in told]
-        for name, line in told.items():
-            cells[name].append(line.partition(" | ")[0])
+        found[claim] = []
+        for name, *line in lines:
+            found[claim].append(f"| {name} | {of_set[name].areas.loc[higher].mean():.1f} | {written(*line)} |")
+            cells[name].append(gain(*line))
     for name, rounds in of_set.items():
         others = rounds.areas.loc[rounds.known([method for method in PAPER if method not in ("mal", "random")])]
         best = others.mean(axis=1).idxmax()
-        ((_, *line),) = compare([(best, differences(rounds, best, "random"))])
-        cells[name].append(f"{best} {written(*line).partition(' | ')[0].strip('*')}")
+        ((_, mean, low, high, _),) = compare([(best, differences(rounds, best, "random"))])
+        cells[name].append(f"{best} {gain(mean, low, high)}")  # picked afterwards: no test, never bold
     return found | {"summary": [f"| {name} | {' | '.join(of_name)} |" for name, of_name in cells.items()]}
 
 

@@ -4,8 +4,8 @@
     srun -n8 python -m mal.features ...      # any number of processes share the shards
 
 It takes the keys of sweeps/launch.py and `out=DIR` (default: DATA/features/DATASET-BACKBONE), `dtype=float16|float32`.
-Stop it when you like: the same command goes on with the shards that are missing; dry_run=true says which, and computes
-none. Then:
+Stop it when you like: the same command goes on with the shards that are missing; dry_run=true says how many are there,
+and computes none. Then:
 
     python sweeps/launch.py dataset=imagenet features=DIR methods=[mal,coreset,random]
 """
@@ -66,6 +66,11 @@ class Extraction:
     manifest: dict[str, Any]
     dry_run: bool = False
 
+    @property
+    def images(self) -> int:
+        """Images of all parts."""
+        return sum(len(getattr(self.dataset, part)) for part in PARTS)
+
     def parts(self) -> Iterator[tuple[str, int, np.ndarray]]:
         """Part, number and rows, int64, of each shard."""
         for part in PARTS:
@@ -106,9 +111,12 @@ def plan(arguments: list[str]) -> Extraction:
 
 
 def is_complete(extraction: Extraction) -> bool:
-    """Whether the set is there; ValueError where the folder has another one."""
+    """Whether the set is there; ValueError where the folder has another one.
+
+    A dry run does not know it of weights that are still to be fetched: False.
+    """
     path = extraction.folder / MANIFEST
-    if not path.is_file():
+    if not path.is_file() or "weights_sha256" not in extraction.config.backbone:
         return False
     found = json.loads(path.read_text())
     if found["identity"] != extraction.manifest["identity"]:
@@ -120,8 +128,7 @@ def describe(extraction: Extraction) -> str:
     """What a run would compute, for a dry run."""
     shards = [extraction.shard(part, number) for part, number, _ in extraction.parts()]
     there = sum(path.is_file() for path in shards)
-    images = sum(len(rows) for _, _, rows in extraction.parts())
-    through = f"{images:,} images through {extraction.config.backbone['name']}"
+    through = f"{extraction.images:,} images through {extraction.config.backbone['name']}"
     return f"features: {through}, into {extraction.folder}: {there} of {len(shards)} shards are there"
 
 

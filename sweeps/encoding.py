@@ -55,7 +55,7 @@ def settle_features(arguments: list[str]) -> list[str] | None:
     identity, folder = extraction.manifest["identity"][:12], extraction.folder
     extraction = replace(extraction, folder=folder.with_name(f"{folder.name}-{identity}"))  # other weights, another set
     if not is_complete(extraction):
-        count = len(extraction.dataset.train) + len(extraction.dataset.test)
+        count = extraction.images
         command = ["-m", "mal.features", *words, f"out={extraction.folder}"]
         if sweep.dry_run:
             print(f"features: a launch first takes {count:,} images through {encoder}, into {extraction.folder}")

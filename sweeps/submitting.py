@@ -338,14 +338,16 @@ def without_gpu(profile: Profile, partitions: Mapping[str, Partition], asked: in
 def describe(profile: Profile, sweep: Sweep) -> str:
     """What the jobs ask for, for people."""
     place = f"partition {profile.partition}" if profile.partition else "the default partition"
-    gpus = f"{profile.gpus} GPU{'s' * (profile.gpus != 1)}"
     fitted = "" if sweep.cluster["cpus_per_task"] is not None or profile.cpus == CPUS else " (all that its nodes have)"
     datasets = {chain.dataset.name for chain in sweep.chains}
     minutes = max(profile.minutes(dataset) for dataset in datasets)
     tasks = f"{profile.tasks} x {profile.cpus} CPUs{fitted}"
-    return (
-        f"Slurm, {place}: jobs of {profile.nodes} node{'s' * (profile.nodes > 1)}, {gpus}, {tasks}, {minutes} minutes"
-    )
+    nodes, gpus = _counted(profile.nodes, "node"), _counted(profile.gpus, "GPU")
+    return f"Slurm, {place}: jobs of {nodes}, {gpus}, {tasks}, {minutes} minutes"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _estimate(plans: Sequence[ChainPlan], submissions: Sequence[Submission], profile: Profile) -> str:
@@ -353,9 +355,8 @@ def _estimate(plans: Sequence[ChainPlan], submissions: Sequence[Submission], pro
     most = sum(profile.minutes(submission.dataset) * submission.rounds for submission in submissions) / 60
     rounds = sum(submission.rounds for submission in submissions)
     units, unit = profile.nodes * (profile.gpus or 1), "GPU-hours" if profile.gpus else "node-hours"
-    gpus = f"with {profile.gpus} GPU{'s' * (profile.gpus > 1)}" if profile.gpus else "without GPUs"
-    nodes = f"{profile.nodes} node{'s' * (profile.nodes > 1)}"
-    text = f"{len(submissions)} jobs of {nodes} {gpus}: at most {most * units:.1f} {unit}"
+    gpus = f"with {_counted(profile.gpus, 'GPU')}" if profile.gpus else "without GPUs"
+    text = f"{len(submissions)} jobs of {_counted(profile.nodes, 'node')} {gpus}: at most {most * units:.1f} {unit}"
     seconds = [
         float(run_folder.read_json(run_folder.round_folder(plan.folder, number) / run_folder.METRICS)["seconds"])
         for plan in plans

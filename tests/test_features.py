@@ -148,6 +148,16 @@ def test_a_dry_run_fetches_no_weights(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_by_weights_to_be_fetched_refuses_no_set_that_is_there(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    words = ["dataset=digits", "backbone=resnet18", "backbone.weights=imagenet", "device=cpu", f"data={tmp_path}"]
+    assert extraction.main([*words, f"out={made / 'set'}", "dry_run=true"]) == 0
+    assert "0 of 2 shards are there" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_launch_makes_the_features_of_a_backbone_once_for_all_sweeps(
     weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

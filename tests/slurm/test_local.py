@@ -58,11 +58,12 @@ def test_singleton_jobs_run_in_order_past_a_failure(cluster: LocalSlurm, tmp_pat
 
 
 def test_a_preempted_job_is_warned_requeued_and_precedes_its_chain(cluster: LocalSlurm, tmp_path: Path) -> None:
-    log = tmp_path / "log"
+    log, warned = tmp_path / "log", tmp_path / "warned"
     # undisturbed it would sleep; warned, it requeues its job within the grace time, as a chain's job does. SIGTERM may
     # come twice: the second would end what the trap runs. srun could lose what it prints then, hence a file.
     step = f"""
-        trap "trap '' TERM; touch {tmp_path / "warned"}; scontrol requeue $SLURM_JOB_ID; exit 75" TERM
+        trap "trap '' TERM; echo warned >{warned}; scontrol requeue $SLURM_JOB_ID; exit 75" TERM
+        [ -f {warned} ] && cat {warned}
         echo run ${{SLURM_RESTART_COUNT:-0}}
         [ "$SLURM_RESTART_COUNT" ] && exit
         sleep 60 & wait
@@ -73,12 +74,12 @@ def test_a_preempted_job_is_warned_requeued_and_precedes_its_chain(cluster: Loca
     second = submit(cluster, log, "echo the next job", *chain)
     wait_until(lambda: "run 0" in text(log), "the first job to start")
     submit(cluster, tmp_path / "high", "sleep 0.5", "--partition=high", "--exclusive", "--nodes=2")
-    wait_until((tmp_path / "warned").exists, "the warning of a preemption")
+    wait_until(warned.exists, "the warning of a preemption")
     wait_until(lambda: states(first) == ["PENDING"], "the preempted job to wait again")
     assert states(second) == ["PENDING"]
     wait_until(lambda: "the next job" in text(log), "the chain to go on")
-    lines = [line for line in text(log).splitlines() if line in ("run 0", "run 1", "the next job")]
-    assert lines == ["run 0", "run 1", "the next job"]
+    lines = [line for line in text(log).splitlines() if line in ("run 0", "warned", "run 1", "the next job")]
+    assert lines == ["run 0", "warned", "run 1", "the next job"]
 
 
 def test_a_lost_node_s_job_runs_again_elsewhere(cluster: LocalSlurm, tmp_path: Path) -> None:
