@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from mal.run import folder as run_folder
 from tests.chains import losses, outcome
 
 CHAIN = ("-m", "mal.chain")
-SHORT = ("rounds=2", "checkpoint_minutes=0.01", "threads=4")
+SHORT = ("rounds=2", "checkpoint_minutes=0.05", "threads=4")
 # Two processes of one GPU by gloo, which NCCL would refuse.
 GLOO = """
 import torch.distributed as dist
@@ -65,19 +66,20 @@ def write(bench: Bench, name: str, *words: str, method: str = "mal") -> Path:
 def run(
     bench: Bench, folder: Path, kill: int = 0, after: float = 0.0, start: Sequence[str | Path] = CHAIN, **variables: str
 ) -> int:
-    """One process of the chain, to its end; kill: a signal, so many seconds after it has begun to train."""
+    """One process of the chain, to its end; kill: a signal, so many seconds after this process has begun to train."""
+    before = _beats(folder)
     with bench.process([sys.executable, *start, folder], folder / "log.txt", **variables) as process:
         if kill:
-            while process.poll() is None and not _trains(folder):
+            while process.poll() is None and not any(beat["step"] > 3 for beat in _beats(folder) if beat not in before):
                 time.sleep(0.02)
             time.sleep(after)
             process.send_signal(kill)
         return process.wait()
 
 
-def _trains(folder: Path) -> bool:
-    beats = [json.loads(path.read_text()) for path in folder.glob("round-*/checkpoint/progress.json")]
-    return any(beat["step"] > 3 for beat in beats)
+def _beats(folder: Path) -> list[dict[str, Any]]:
+    """What its rounds at work have told of themselves last."""
+    return [json.loads(path.read_text()) for path in folder.glob("round-*/checkpoint/progress.json")]
 
 
 def tail(folder: Path) -> str:
@@ -99,16 +101,16 @@ def killed_chains_equal_undisturbed_ones(bench: Bench) -> Found:
     killed(bench, "drn", ("dataset=digit_scenes", *bench.epochs(1, 1), *SHORT), "mal")
     if bench.cuda:
         cifar = small_cifar(bench)
-        killed(bench, "vgg16", (*cifar, "backbone=vgg16_bn", *bench.epochs(4, 6)), "mal")
+        killed(bench, "vgg16", (*cifar, "backbone=vgg16_bn", *bench.epochs(6, 12)), "mal")
         killed(bench, "resnet18_bf16", (*cifar, "precision=bf16", "task.epochs=20"), "coreset")
-        killed(bench, "vaal", (*cifar, "task.epochs=4", "method.epochs=2"), "vaal")
+        killed(bench, "vaal", (*cifar, "task.epochs=8", "method.epochs=6"), "vaal")
     return {}
 
 
 def killed_chains_of_cuda_graphs_equal_undisturbed_ones(bench: Bench) -> Found:
     """The same with cuda_graphs=true; in a rehearsal by an emulation."""
     start: Sequence[str | Path] = CHAIN
-    digits = ("dataset=digits", f"task.epochs={200 if bench.cuda else 2}", "cuda_graphs=true", *SHORT)
+    digits = ("dataset=digits", f"task.epochs={200 if bench.cuda else 20}", "cuda_graphs=true", *SHORT)
     if not bench.cuda:
         (script := bench.work / "replayed.py").write_text(REPLAYED)
         start, digits = (script,), (*digits, "device=auto")
