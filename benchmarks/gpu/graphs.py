@@ -64,7 +64,8 @@ def phase(
 
 def steps_of_graphs_are_ordinary_ones(bench: Bench) -> Found:
     """Networks after some steps of Algorithm 1, of M with dropout and of VAAL: the same bits, replayed or not."""
-    shapes = [("cifar100", "resnet18", 64), ("bdd100k", "drn_d_22", 4)] if bench.cuda else []
+    shapes = [("cifar100", "vgg16_bn", 64), ("cifar100", "resnet18", 64), ("bdd100k", "drn_d_22", 4)]
+    shapes = shapes if bench.cuda else []
     for dataset, backbone, batch in [*shapes, ("digits", "small_cnn", 32)]:
         for precision in ("fp32", "bf16"):
             for kind in KINDS:

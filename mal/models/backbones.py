@@ -114,11 +114,12 @@ class AveragePool(nn.Module):
             return (rows @ features.to(rows.dtype) @ columns.T).to(features.dtype)
 
     def _weights(self, length: int, like: Tensor) -> Tensor:
-        weights = torch.zeros(self.size, length, dtype=torch.promote_types(like.dtype, torch.float32))
-        for cell in range(self.size):
-            first, last = cell * length // self.size, -(-(cell + 1) * length // self.size)
-            weights[cell, first:last] = 1 / (last - first)
-        return weights.to(like.device, non_blocking=True)
+        """(size, length), made where it is needed: a CUDA graph records no copy from the host."""
+        positions = torch.arange(length, device=like.device)
+        cells = torch.arange(self.size, device=like.device)[:, None]
+        first, last = cells * length // self.size, ((cells + 1) * length + self.size - 1) // self.size
+        inside = (positions >= first) & (positions < last)
+        return inside.to(torch.promote_types(like.dtype, torch.float32)) / (last - first)
 
 
 @BACKBONES.register("small_cnn_32")

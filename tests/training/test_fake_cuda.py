@@ -5,12 +5,16 @@ No GPU is needed. Backward passes are left out: they run where the forward pass 
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import mal.methods.vaal
 import mal.minimax
@@ -29,9 +33,9 @@ from mal.models.heads import Discriminator, TaskModel
 from mal.models.vae import VAE
 from mal.process.device import Device
 from mal.process.distributed import World
-from mal.task import Supervised
+from mal.task import FixMatch, Supervised
 from mal.training import graphed
-from mal.training.objective import Inputs
+from mal.training.objective import Inputs, Objective
 
 CUDA = torch.device("cuda")
 CASES = [
@@ -122,24 +126,78 @@ def test_steps_and_scans_stay_on_the_device(fake: None, case: tuple[Any, ...]) -
             passes.update(logits.movedim(1, -1), from_logits=True)
 
 
-def test_steps_that_are_recorded_stay_on_the_device(fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+class Recording(TorchDispatchMode):
+    """Refuses what a CUDA graph cannot record: copies from the host to the device, and numbers read from the device."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function is not torch.ops.aten._local_scalar_dense.default, "a number is read from the device"
+        given = function(*args, **(kwargs or {}))
+        read, written = ([x for x in tree_leaves(of) if isinstance(x, Tensor)] for of in ((args, kwargs), given))
+        copies = function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        from_host = any(x.device.type == "cpu" and (copies or x.dim()) for x in read)
+        assert not (from_host and any(x.device.type == "cuda" for x in written)), f"{function} copies from the host"
+        return given
+
+
+def recorded(update: Any) -> tuple[Any, Any]:
+    with Recording():
+        losses = update()
+    return update, losses
+
+
+@pytest.fixture
+def recording(fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphed, "warm_up", lambda update: update())
-    monkeypatch.setattr(graphed, "record", lambda update: (update, update()))
+    monkeypatch.setattr(graphed, "record", recorded)
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
-    config = chain("dataset=cifar100", "backbone=resnet18", "minimax.schedule=cosine", "task.optimizer=adam")
+
+
+def take_two_steps(objective: Objective, device: Device, parts: dict[str, Inputs]) -> None:
+    step = graphed.Graphed(objective, device)
+    for t in range(2):
+        losses = step.step(parts, t / 2)
+    assert {loss.device.type for loss in losses.values()} == {"cuda"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[1]}-{case[2]}")
+def test_steps_that_are_recorded_stay_on_the_device(recording: None, case: tuple[Any, ...]) -> None:
+    dataset, backbone, size, channels, batch = case
+    keys = [f"dataset={dataset}", f"backbone={backbone}", "minimax.schedule=cosine", "task.optimizer=adam"]
+    config = chain(*keys, *(["dataset.crop=null"] if dataset == "bdd100k" else []))
     device = Device(CUDA, bf16=False, graphs=True)
-    inputs, _ = augmented(config, 32, 3, 8)
-    model = device.place(TaskModel(build_backbone(config.backbone, 3), config.dataset.classes))
-    game = MinimaxObjective(build_networks(config, device), config.minimax, device)
-    for objective in (Supervised(model, config.task, device), game):
-        step = graphed.Graphed(objective, device)
-        for t in range(2):
-            losses = step.step({"labelled": inputs, "unlabelled": inputs}, t / 2)
-        assert {loss.device.type for loss in losses.values()} == {"cuda"}
+    inputs, _ = augmented(config, size, channels, batch)
+    model = device.place(TaskModel(build_backbone(config.backbone, channels), config.dataset.classes, 0.5))
+    for objective in (
+        Supervised(model, config.task, device),
+        MinimaxObjective(build_networks(config, device), config.minimax, device),
+    ):
+        take_two_steps(objective, device, {"labelled": inputs, "unlabelled": inputs})
+
+
+def test_recorded_steps_of_fixmatch_stay_on_the_device(recording: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = chain("dataset=cifar100", "backbone=vgg16_bn", "task.semi=fixmatch", "task.semi_ratio=2")
+    device = Device(CUDA, bf16=False, graphs=True)
+    inputs, _ = augmented(config, 32, 3, 4)
+    weak = replace(inputs, strong=inputs.images)
+    model, average = (
+        device.place(TaskModel(build_backbone(config.backbone, 3), config.dataset.classes)) for _ in range(2)
+    )
+    monkeypatch.setattr(mal.task, "copy", SimpleNamespace(deepcopy=lambda model: average))  # fakes are not copied so
+    objective = FixMatch(model, config.task, device)
+    take_two_steps(objective, device, {"labelled": inputs, "unlabelled_0": weak, "unlabelled_1": weak})
+
+
+def test_a_copy_from_the_host_cannot_be_recorded(recording: None) -> None:
+    for copy in (lambda: torch.ones(2).to(CUDA), lambda: torch.zeros(2, device=CUDA).copy_(torch.ones(2))):
+        with pytest.raises(AssertionError, match="copies from the host"):
+            graphed.record(copy)
+    with pytest.raises(AssertionError, match="copies from the host"):
+        graphed.record(lambda: torch.tensor([1.0], device=CUDA))
+    graphed.record(lambda: torch.zeros(2, device=CUDA) + 1)
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (1, 28), (3, 32), (3, 224)])
-def test_vaal_stays_on_the_device(fake: None, channels: int, side: int) -> None:
+def test_vaal_stays_on_the_device(recording: None, channels: int, side: int) -> None:
     config = chain("dataset=digits", method="vaal")
     device = Device(CUDA, bf16=False)
     vae = device.place(VAE(channels, side, 32, 32), channels_last=False)
@@ -151,6 +209,7 @@ def test_vaal_stays_on_the_device(fake: None, channels: int, side: int) -> None:
     parts = {f"{pool}_{turn}": inputs for pool in ("labelled", "unlabelled") for turn in turns}
     for _ in range(2):
         objective.step(parts, 0.0)
+    take_two_steps(objective, device, parts)
 
 
 def test_the_bare_loops_stay_on_the_device(fake: None) -> None:
