@@ -50,7 +50,7 @@ _PLACE = re.compile(
 _OF_THE_CODE = re.compile(
     r"device-side assert|same device|indices should be|illegal memory access|misaligned address"
     r"|invalid (argument|configuration|resource handle|texture)|deterministic (implementation|behavior)"
-    r"|stream is capturing|during capture"
+    r"|stream is capturing|(during|graph) capture"
     r"|STATUS_(INVALID_VALUE|NOT_SUPPORTED|BAD_PARAM)|should be the same|not implemented for|cuda\.\w*Tensor",
     re.IGNORECASE,
 )

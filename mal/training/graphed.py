@@ -40,7 +40,10 @@ class Graphed(Objective):
         self.objective.set_rates(progress)
 
     def update(self, inputs: Mapping[str, Inputs]) -> Losses:
-        """See `Objective`; the next update overwrites the losses."""
+        """See `Objective`; the next update overwrites the losses.
+
+        ValueError where the step cannot be recorded, as it copies from the host or reads a number from the device.
+        """
         if self._replay is None:
             self._replay = self._recorded(inputs)
         for name, part in inputs.items():
@@ -53,7 +56,15 @@ class Graphed(Objective):
         update = partial(self.objective.update, self._inputs)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), undone(self):
             warm_up(update)
-        replay, self._losses = record(update)
+        try:
+            replay, self._losses = record(update)
+        except RuntimeError as error:
+            if "captur" not in str(error):
+                raise
+            raise ValueError(
+                f"cuda_graphs=true: this step cannot be recorded ({str(error).splitlines()[0]}). "
+                "Launch with cuda_graphs=false, under another name=."
+            ) from error
         return replay
 
 

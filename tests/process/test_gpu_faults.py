@@ -48,6 +48,8 @@ OF_THE_CODE = [
     RuntimeError("CUDA error: misaligned address"),
     RuntimeError("CUDA error: operation not permitted when stream is capturing"),
     RuntimeError("CUDA error: operation failed due to a previous error during capture"),
+    RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture unless the CPU tensor is pinned."),
+    RuntimeError("Offset increment outside graph capture encountered unexpectedly."),
     RuntimeError("CUDA error: invalid configuration argument"),
     RuntimeError("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"),

@@ -21,6 +21,7 @@ from mal.models.backbones import build_backbone
 from mal.models.heads import Discriminator, TaskModel
 from mal.models.vae import VAE
 from mal.process.device import Device
+from mal.process.faults import Fault, fault_of
 from mal.process.interrupt import Interrupt, Interrupted
 from mal.run.checkpoint import copied
 from mal.task import FixMatch, Supervised
@@ -170,3 +171,28 @@ def test_another_batch_size_is_refused() -> None:
 def test_reading_a_number_from_the_device_is_noticed() -> None:
     with pytest.raises(RuntimeError, match="read from the device"), Recorder():
         float(torch.ones(1).sum())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture\nmore"), ValueError),
+        (RuntimeError("CUDA error: operation not permitted when stream is capturing"), ValueError),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), RuntimeError),
+        (torch.OutOfMemoryError("CUDA out of memory."), torch.OutOfMemoryError),
+    ],
+)
+def test_a_step_that_cannot_be_recorded_names_the_key(
+    error: RuntimeError, told: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(update: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(graphed, "record", fails)
+    objective = Graphed(Supervised(model(), task(), CPU), CPU)
+    with pytest.raises(told) as caught:
+        objective.step({"labelled": Inputs(torch.rand(4, 1, 8, 8), torch.arange(4))}, 0.0)
+    assert type(caught.value) is told
+    recorded = told is ValueError
+    assert ("Launch with cuda_graphs=false, under another name=." in str(caught.value)) == recorded
+    assert not recorded or ("\n" not in str(caught.value) and fault_of(caught.value) is Fault.CODE)
