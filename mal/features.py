@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from mal.config.compose import compose_sweep
 from mal.config.feature_sets import MANIFEST, PARTS, labels_file, values_file
 from mal.config.schema import Chain
+from mal.data.at_launch import survey
 from mal.data.augment import build_augmentation
 from mal.data.dataset import Dataset, load
 from mal.data.loader import Loader, build_loader, count_workers
@@ -55,8 +56,10 @@ log = logging.getLogger("mal.features")
 
 @dataclass(frozen=True)
 class Extraction:
-    """One run over the images of a dataset. folder: of the set; manifest: what it will be recognised by; dry_run: what
-    is missing is said, not computed.
+    """One run over the images of a dataset.
+
+    folder: of the set; manifest: what it will be recognised by; dry_run: what is missing is said, not computed; lines:
+    what is to be said of the images.
     """
 
     config: Chain
@@ -65,6 +68,7 @@ class Extraction:
     dtype: str
     manifest: dict[str, Any]
     dry_run: bool = False
+    lines: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -84,7 +88,10 @@ class Extraction:
 
 
 def plan(arguments: list[str]) -> Extraction:
-    """What the command line asks for; ValueError where it cannot be."""
+    """What the command line asks for; ValueError where it cannot be, or where files of the dataset are damaged.
+
+    As at a launch, `check` says how they are looked at, and dataset.skip_corrupt=true leaves them out.
+    """
     options = {"out": "", "dtype": "float16"}
     own = [a for a in arguments if a.partition("=")[0] in options]
     options |= {a.partition("=")[0]: a.partition("=")[2] for a in own}
@@ -97,17 +104,23 @@ def plan(arguments: list[str]) -> Extraction:
     if config.dataset.task != "classification":
         raise ValueError(f"features are for classification: {config.dataset.name} is for {config.dataset.task}.")
     loader = "torch" if config.loader == "auto" else config.loader
-    dataset = load(config.dataset, Path(config.data), config.seed, loader)
+    data = Path(config.data)
+    found = survey(config.dataset, data, loader, sweep.check, config.dataset.classes, not sweep.dry_run)
+    config = replace(config, dataset=found.spec)
+    dataset = load(config.dataset, data, config.seed, loader, found.splits)
     encoder = {key: value for key, value in config.backbone.items() if key not in ("weights", "freeze")}
-    asked = {"encoder": encoder, "data": dataset.digest, "crop": config.dataset.crop, "dtype": options["dtype"]}
+    asked: dict[str, Any] = {"encoder": encoder, "data": dataset.digest}
+    asked |= {"crop": config.dataset.crop, "dtype": options["dtype"]}
+    if config.dataset.left_out:
+        asked["left_out"] = config.dataset.left_out
     identity = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     weights = encoder.get("weights_sha256", "to be fetched")  # in a dry run alone
     words = f"{encoder['name']} {weights[:12]} {identity[:12]}"
     name = f"{config.dataset.name}-{encoder['name']}"
-    folder = Path(options["out"]) if options["out"] else Path(config.data) / "features" / name
+    folder = Path(options["out"]) if options["out"] else data / "features" / name
     manifest = {"encoder": words, "identity": identity, "weights": config.backbone["weights"], "asked": asked}
     manifest["dataset"] = asdict(config.dataset)
-    return Extraction(config, dataset, folder, options["dtype"], manifest, sweep.dry_run)
+    return Extraction(config, dataset, folder, options["dtype"], manifest, sweep.dry_run, tuple(found.lines))
 
 
 def is_complete(extraction: Extraction) -> bool:
@@ -222,6 +235,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
         extraction = plan(arguments)
+        print("\n".join(extraction.lines), flush=True)
         if not is_complete(extraction):
             if extraction.dry_run:
                 print(describe(extraction))

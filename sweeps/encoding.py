@@ -24,7 +24,7 @@ from mal.process.interrupt import EXIT_INTERRUPTED
 from mal.run.code_copy import code_variables
 
 ENCODER = ("backbone.weights", "backbone.weights_prefix", "backbone.normalise", "backbone.name", "loader")
-SHARED = ("dataset", "experiment", "data", "conf", "device", "precision", "tf32", "threads", "workers")
+SHARED = ("dataset", "experiment", "data", "conf", "device", "precision", "tf32", "threads", "workers", "check")
 PERCEPTRON = "mlp"  # what the chains train; no encoder
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,6 +19,7 @@ from mal.models.backbones import build_backbone
 from mal.process.interrupt import Interrupt, Interrupted
 from sweeps.launch import main
 from tests.chains import StopsAt, assert_same_where_interrupted, chain_config, write_chain
+from tests.made_up_data import put, write_folders
 
 ENCODER = ["dataset=digits", "backbone=small_cnn", "backbone.width=4", "device=cpu"]
 
@@ -243,3 +244,26 @@ def test_what_does_not_go_together_is_refused(
     typed = arguments.format(made=made / "set").split()
     assert main(["dataset=digits", "methods=[random]", "seeds=1", *typed, "cluster=local", f"runs={tmp_path}"]) == 2
     assert REFUSED[arguments] in capsys.readouterr().err
+
+
+def test_damaged_files_are_named_before_the_encoder_runs_or_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folders(tmp_path)
+    put(tmp_path / "train" / "bee" / "empty.jpg", b"")
+    torch.manual_seed(5)
+    network = build_backbone({"name": "small_cnn", "width": 4}, 3)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    images = [f"dataset.{part}_images={tmp_path / part}" for part in ("train", "test")]
+    images += ["dataset=folder", "dataset.size=32", "dataset.crop=28", f"data={tmp_path}", "device=cpu"]
+    words = [*images, "backbone=small_cnn", "backbone.width=4"]
+    words += [f"backbone.weights={tmp_path}/weights.safetensors", f"out={tmp_path / 'set'}"]
+    assert extraction.main(words) == 2
+    assert re.search(r"1 files cannot be used:\n.*bee/empty\.jpg .*\(it is empty\)", capsys.readouterr().err)
+    assert not (tmp_path / "set").exists()
+    assert extraction.main([*words, "dataset.skip_corrupt=true"]) == 0
+    assert "1 files that cannot be used left out: train/bee/empty.jpg" in capsys.readouterr().out
+    assert len(np.load(tmp_path / "set" / "train.npy")) == 30
+    chains = ["methods=[random]", "seeds=1", "rounds=1", "initial=9", "budget=3", "cluster=local"]
+    arguments = [*images, *chains, "dataset.skip_corrupt=true", f"features={tmp_path / 'set'}"]
+    assert main([*arguments, f"runs={tmp_path / 'runs'}"]) == 0
