@@ -11,7 +11,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,14 @@ class TooLong(Exception):
 class Bench:
     """What the checks run on. kind: cuda or cpu; work: a folder of theirs.
 
-    told: what the check at work has found so far; running: the processes that it has started.
+    told: what the check at work has found so far; running: the processes that it has started; over: it starts no more.
     """
 
     kind: str
     work: Path
     told: Found = field(default_factory=dict)
     running: list[int] = field(default_factory=list)
+    over: bool = False
 
     @property
     def cuda(self) -> bool:
@@ -69,6 +71,8 @@ class Bench:
     @contextmanager
     def process(self, command: Sequence[str | Path], log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
         """A command that writes to a log; it and what it has started are killed where the check ends before it."""
+        if self.over:
+            raise TooLong
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
         with log.open("ab") as out:
             process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
@@ -80,6 +84,25 @@ class Bench:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             self.running.remove(process.pid)
+
+    def side_by_side(self, calls: Sequence[Callable[[], None]]) -> None:
+        """All of them, each in a thread, mostly waiting for its processes; the first error of theirs is raised."""
+        with ThreadPoolExecutor(len(calls)) as pool:
+            futures = [pool.submit(call) for call in calls]
+            try:
+                wait(futures)
+            except TooLong:
+                self.end()
+                raise
+        for future in futures:
+            future.result()
+
+    def end(self) -> None:
+        """Kill what runs, and start no more of this check, whichever thread asks for it."""
+        self.over = True
+        for process in list(self.running):
+            with suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
 
     def ended(self, command: Sequence[str | Path], **variables: str) -> tuple[int, str]:
         """A command run to its end: its exit status, and what it said."""
@@ -144,8 +167,7 @@ def run_all(
 
     def give_up() -> None:
         print(f"{list(found)[-1]} does not come back", flush=True)
-        for process in bench.running:
-            os.killpg(process, signal.SIGKILL)
+        bench.end()
         os._exit(99)
 
     hanging = threading.Timer(seconds * slower + GRACE, give_up)
@@ -170,7 +192,7 @@ def run_all(
 
 
 def _run(function: Callable[[Bench], Found], bench: Bench, limit: float, left: float) -> Found:
-    began, verdict, bench.told = time.monotonic(), "PASS", {}
+    began, verdict, bench.told, bench.over = time.monotonic(), "PASS", {}, False
     try:
         with _at_most(limit):
             bench.told |= function(bench)

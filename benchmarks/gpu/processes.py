@@ -7,7 +7,8 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mal.run import folder as run_folder
 from tests.chains import losses, outcome
 
 CHAIN = ("-m", "mal.chain")
+Case = tuple[str, tuple[str, ...]]  # a method and the keys of a chain
 SHORT = ("rounds=2", "checkpoint_minutes=0.05", "threads=4")
 # Two processes of one GPU by gloo, which NCCL would refuse.
 GLOO = """
@@ -98,13 +100,13 @@ def write_cifar(folder: Path) -> None:
 
 def killed_chains_equal_undisturbed_ones(bench: Bench) -> Found:
     """Told to stop, then killed, then run to its end: the bytes of a chain that nothing happened to."""
-    killed(bench, "drn", ("dataset=digit_scenes", *bench.epochs(1, 1), *SHORT), "mal")
+    cases: dict[str, Case] = {"drn": ("mal", ("dataset=digit_scenes", *bench.epochs(1, 1), *SHORT))}
     if bench.cuda:
         cifar = small_cifar(bench)
-        killed(bench, "vgg16", (*cifar, "backbone=vgg16_bn", *bench.epochs(6, 12)), "mal")
-        killed(bench, "resnet18_bf16", (*cifar, "precision=bf16", "task.epochs=20"), "coreset")
-        killed(bench, "vaal", (*cifar, "task.epochs=8", "method.epochs=6"), "vaal")
-    return {}
+        cases["vgg16"] = ("mal", (*cifar, "backbone=vgg16_bn", *bench.epochs(6, 12)))
+        cases["resnet18_bf16"] = ("coreset", (*cifar, "precision=bf16", "task.epochs=20"))
+        cases["vaal"] = ("vaal", (*cifar, "task.epochs=8", "method.epochs=6"))
+    return killed(bench, cases)
 
 
 def killed_chains_of_cuda_graphs_equal_undisturbed_ones(bench: Bench) -> Found:
@@ -114,11 +116,12 @@ def killed_chains_of_cuda_graphs_equal_undisturbed_ones(bench: Bench) -> Found:
     if not bench.cuda:
         (script := bench.work / "replayed.py").write_text(REPLAYED)
         start, digits = (script,), (*digits, "device=auto")
+    cases: dict[str, Case] = {"small_cnn_graphs": ("bald", digits)}
     if bench.cuda:
         words = (*small_cifar(bench), "precision=bf16", "minimax.epochs=40", "task.epochs=80", "cuda_graphs=true")
-        killed(bench, "resnet18_bf16_graphs", words, "mal")
-    killed(bench, "small_cnn_graphs", digits, "bald", start)
-    return {}
+        cases["resnet18_bf16_graphs"] = ("mal", words)
+        cases["vgg16_graphs"] = ("mal", (*words, "backbone=vgg16_bn", "precision=fp32"))
+    return killed(bench, cases, start)
 
 
 def small_cifar(bench: Bench) -> tuple[str, ...]:
@@ -129,16 +132,24 @@ def small_cifar(bench: Bench) -> tuple[str, ...]:
     return f"data={data}", "dataset=cifar100", "backbone=resnet18", *few, *SHORT
 
 
-def killed(bench: Bench, name: str, words: Sequence[str], method: str, start: Sequence[str | Path] = CHAIN) -> None:
-    """A chain stopped and killed, against one that was not."""
-    calm, shaken = (write(bench, f"{name}_{how}", *words, method=method) for how in ("calm", "shaken"))
+def killed(bench: Bench, cases: Mapping[str, Case], start: Sequence[str | Path] = CHAIN) -> Found:
+    """Chains stopped and killed, each against one that was not; the cases side by side, as starting takes the time."""
+    pairs = {
+        name: [write(bench, f"{name}_{how}", *words, method=method) for how in ("calm", "shaken")]
+        for name, (method, words) in cases.items()
+    }
+    bench.side_by_side([partial(_killed, bench, name, *pair, start) for name, pair in pairs.items()])
+    return {}
+
+
+def _killed(bench: Bench, name: str, calm: Path, shaken: Path, start: Sequence[str | Path]) -> None:
     began = time.monotonic()
     assert run(bench, calm, start=start) == 0, tail(calm)
     seconds = round(time.monotonic() - began, 1)
     ends = [run(bench, shaken, signal.SIGTERM, 0.3, start), run(bench, shaken, signal.SIGKILL, 0.8, start)]
     ends.append(run(bench, shaken, start=start))
     assert ends[-1] == 0, tail(shaken)
-    assert ends[:2] == [EXIT_INTERRUPTED, -signal.SIGKILL], f"it had ended before it was killed: {ends}"
+    assert ends[:2] == [EXIT_INTERRUPTED, -signal.SIGKILL], f"{name} had ended before it was killed: {ends}"
     assert outcome(calm) == outcome(shaken), f"{name} differs"
     committed = run_folder.read_round(calm / "round-1")
     assert committed.metrics["gpus"] == int(bench.cuda), committed.metrics["gpus"]

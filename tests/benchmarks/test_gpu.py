@@ -41,6 +41,12 @@ def slow(bench):
 def slower(bench):
     slow(bench)
 
+def beside(bench):
+    def twice():
+        for _ in range(2):
+            slow(bench)
+    bench.side_by_side([lambda: bench.told.update(b=2), twice])
+
 def late(bench):
     pass
 
@@ -73,6 +79,13 @@ def test_each_check_is_noted_with_what_it_found_whatever_becomes_of_it(tmp_path:
     assert noted["slow"]["why"] == "took more than 0.5 s"
     assert (noted["slower"]["verdict"], noted["late"]["verdict"]) == ("NO TIME", "NO TIME")
     assert "pid" in noted["slower"]
+
+
+def test_what_runs_side_by_side_ends_with_its_check(tmp_path: Path) -> None:
+    status, _, noted = checked(tmp_path, "0.8:beside", "9:right")
+    assert (status, noted["beside"]["why"], noted["right"]["c"]) == (1, "took more than 0.8 s", 3)
+    assert noted["beside"]["b"] == 2
+    assert "pid" in noted["beside"]
 
 
 def test_a_check_that_does_not_come_back_ends_the_script_and_loses_nothing(tmp_path: Path) -> None:
