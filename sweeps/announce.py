@@ -68,7 +68,7 @@ def _takes(plans: Sequence[ChainPlan], pool: int, gpus: int, rates: Rates) -> st
     measured = _measured(plans)
     if measured is not None:
         seconds, count = measured
-        unit = f"{seconds * max(1, gpus) / 3600:,.1f} GPU-hours" if gpus else duration(seconds)
+        unit = _spent(seconds * gpus / 3600) if gpus else duration(seconds)
         return f"about {unit} of rounds, by the {count} committed so far"
     images = images_of(plans, pool)
     work = f"{sum(images.values()):.3g} images through {plans[0].config.backbone['name']}"
@@ -76,15 +76,26 @@ def _takes(plans: Sequence[ChainPlan], pool: int, gpus: int, rates: Rates) -> st
     if found is None:
         return f"{work}; how long that takes is known after the first round"
     here = "" if gpus else "; on CPUs known after the first round"
-    phases = " + ".join(f"{count:,.1f} {phase}" for phase, count in found.items())
+    per, unit = _unit(total := sum(found.values()))
+    phases = " + ".join(f"{per * count:,.1f} {phase}" for phase, count in found.items())
     alone = sum((hours(images_of(unshared(plans), pool), rates) or {}).values())
-    shared = alone - sum(found.values())
+    shared = alone - total
     less = (
-        f"{NEXT}{shared:,.1f} ({shared / alone:.0%}) fewer as chains that are alike train once (share=true)"
+        f"{NEXT}{per * shared:,.1f} ({shared / alone:.0%}) fewer as chains that are alike train once (share=true)"
         if shared
         else ""
     )
-    return f"about {sum(found.values()):,.1f} GPU-hours: {phases}{NEXT}{work} at {rates}{here}{less}"
+    return f"about {per * total:,.1f} {unit}: {phases}{NEXT}{work} at {rates}{here}{less}"
+
+
+def _unit(hours: float) -> tuple[int, str]:
+    """In which unit GPU-hours are told, and how many of it an hour has."""
+    return (1, "GPU-hours") if hours >= 1 else (60, "GPU-minutes")
+
+
+def _spent(hours: float) -> str:
+    per, unit = _unit(hours)
+    return f"{per * hours:,.1f} {unit}"
 
 
 def _measured(plans: Sequence[ChainPlan]) -> tuple[float, int] | None:
@@ -107,7 +118,7 @@ def _knobs(plans: Sequence[ChainPlan], pool: int, gpus: int, rates: Rates) -> st
     of_pool = [f"{section}.epoch_of=labelled" for section in sections if getattr(config, section).epoch_of == "pool"]
     now, then = (hours(images_of(each, pool), rates) for each in (plans, by_labelled(plans)))
     if of_pool:
-        less = f", which makes {sum(then.values()):,.1f} GPU-hours" if then else ""
+        less = f", which makes {_spent(sum(then.values()))}" if then else ""
         lines.append(f"or {', '.join(of_pool)}{less}")
     if gpus <= 1 and now and (each := sum(now.values()) / len(plans)) >= WORTH_SHARING:
         several = f"{each / SEVERAL:,.1f} h at best, not {each:,.1f} (mean)"

@@ -56,6 +56,17 @@ def test_hours_are_images_by_the_rate_of_their_phase(tmp_path: Path, capsys: pyt
     assert "images/s per GPU as in 1 earlier chains: 2,000 in minimax, 1,000 in task" in capsys.readouterr().out
 
 
+def test_less_than_an_hour_is_told_in_minutes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    earlier(tmp_path, "one", 1, {"minimax": 1000.0, "task": 500.0})
+    words = [*FIGURE, f"runs={tmp_path}", f"data={tmp_path}", "cluster=local", "dataset.pool=2500", "initial=100"]
+    words += ["minimax.epochs=10", "task.epochs=10", "budget=100", "rounds=2"]
+    assert main(words) == 0
+    (takes,) = re.findall(r"  takes    about ([\d.]+) GPU-minutes: (.*)", capsys.readouterr().out)
+    parts = [float(part) for part in re.findall(r"[\d.]+(?= [A-Za-z])", takes[1])]
+    assert float(takes[0]) == pytest.approx(sum(parts), abs=0.2)
+    assert min(parts) > 0
+
+
 @pytest.mark.parametrize("words", ["dataset=imagenet seeds=3", "experiment=figure5"])
 def test_the_readme_prints_the_plan_that_a_launch_prints(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
