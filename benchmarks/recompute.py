@@ -44,7 +44,11 @@ START = "mal_init_random"  # MAL's start, random's choice
 CLAIMS = {"MAL": ("mal", "random"), "its start": (START, "random"), "its choice": ("mal", START)}  # above, below
 STARTS = ((START, "random"), *((f"{name}_f", name) for name in ("coreset", "entropy", "bald", "vaal", "margin")))
 PARTS = (("mal_entropy_query", "entropy_f"), ("mal", "mal_entropy_query"))  # C's entropy or M's; D besides
-TUNED = ((START, "random"), ("mal", START), ("mal_plus", START), ("mal_plus", "random"))
+APART = (  # of sweeps beside the five sets
+    *((START, "random"), ("mal", START), ("mal_plus", START), ("mal_plus", "random")),
+    *(("mal_no_minimax", "random"), ("mal_no_minimax", "mal")),
+)
+SMALL = (("mal", "vaal"), ("mal", "coreset"), ("mal", "entropy"), ("mal", "random"), (START, "random"), ("mal", START))
 FLOOR = "floor."
 STATED = "f_39063"  # of study_steps: F as long as the paper's on CIFAR100
 
@@ -52,8 +56,8 @@ STATED = "f_39063"  # of study_steps: F as long as the paper's on CIFAR100
 class Rounds:
     """The rounds of one sweep, or of several. values: percent by (method, seed) and labels; areas: by both."""
 
-    def __init__(self, *files: Path) -> None:
-        self.frame = pd.concat([pd.read_csv(file) for file in files])
+    def __init__(self, *files: Path, frame: pd.DataFrame | None = None) -> None:
+        self.frame = pd.concat([pd.read_csv(file) for file in files]) if frame is None else frame
         self.values = self.frame.pivot(index=["method", "seed"], columns="labeled", values="value").dropna()
         self.labels = self.values.columns.to_numpy(float)
         area = np.trapezoid(self.values.to_numpy(), self.labels, axis=1) / (self.labels[-1] - self.labels[0])
@@ -153,17 +157,15 @@ def why(rounds: Rounds) -> list[str]:
 
 
 def tables(folder: Path) -> dict[str, list[str]]:
-    """The lines of each table of one sweep, by its name; without MAL's start by itself: order, floor, each budget."""
+    """The lines of each table of one sweep, by its name; beside the five sets: order, floor, start and choice."""
     rounds = Rounds(folder / "rounds.csv")
     found = {
         "each of the paper's methods above random": against(rounds, PAPER, "random"),
         "MAL above each of the paper's": against(rounds, PAPER, "mal", reverse=True),
         "floor": floor(rounds),
     }
-    if not rounds.known([START]):
-        return found | {"MAL above random at each budget": start(rounds, "mal", "random")}
-    if folder.name.endswith("_tuned"):  # the seeds of another sweep again: what the page answers by them
-        return found | {"start and choice": pairs(rounds, TUNED)}
+    if folder.name not in SETS:
+        return found | {"start and choice": pairs(rounds, APART)}
     if len(rounds.known(ON_F)) > 1:  # MAL's alone is in the table of all sets
         found["choice, on MAL's start"] = against(rounds, ON_F, START)
         found["start under each choice"] = pairs(rounds, STARTS)
@@ -189,6 +191,15 @@ def longer(folder: Path) -> list[str]:
         f"| {name} | {value:.1f} | {written(*line)} |"
         for (name, *line), value in zip(compare(rows), values, strict=True)
     ]
+
+
+def by_recipe(file: Path) -> dict[str, list[str]]:
+    """Of a file with several sweeps, one recipe of M each: `| A above B | ... | p |` and the floor of each."""
+    frame, found = pd.read_csv(file), {}
+    for sweep, of_sweep in frame.groupby("sweep"):
+        rounds = Rounds(frame=of_sweep)
+        found |= {f"{sweep}, pairs": pairs(rounds, SMALL), f"{sweep}, floor": floor(rounds)}
+    return found
 
 
 def across() -> dict[str, list[str]]:
@@ -261,6 +272,7 @@ def main(arguments: Sequence[str]) -> int:
     if page is None or page.stem not in ("pretrained", "README"):
         sets["before any query"] = {"above F by cross-entropy alone": first_budget()}
         sets |= {path.parent.name: tables(path.parent) for path in sorted(STUDY.glob("*/rounds.csv"))}
+        sets |= {path.stem: by_recipe(path) for path in sorted(STUDY.glob("*/pool_600.csv"))}
         sets["longer"] = {path.parent.name: longer(path.parent) for path in sorted(STUDY.glob("*/longer.csv"))}
         sets["steps of F"] = {path.stem: steps(path) for path in sorted((STUDY / "study_steps").glob("*.csv"))}
     text, missing = page.read_text(encoding="utf-8") if page else "", 0

@@ -25,14 +25,15 @@ def rounds_csv(folder: Path, gains: dict[str, list[float]]) -> None:
         for seed, gain in enumerate(of_seed)
         for labels in (10, 20, 30)
     ]
+    folder.mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(folder / "rounds.csv", index=False)
 
 
 def test_known_differences_have_students_interval_and_holms_p(tmp_path: Path) -> None:
     gains = {"random": [0.0, 0, 0], "mal": [1.0, 2, 3], "entropy": [-1.0, 1, 0], "mal_init_random": [3.0, 1, 2]}
     gains["entropy_f"] = [0.0, 3, 3]
-    rounds_csv(tmp_path, gains)
-    found = recompute.tables(tmp_path)
+    rounds_csv(folder := tmp_path / "study_digits", gains)
+    found = recompute.tables(folder)
     # Mean 2, deviation 1, n 3: half width 4.303 / sqrt(3); t = 3.46, p = 0.074, twice that after Holm over two.
     assert found["each of the paper's methods above random"] == [
         "| mal | 53.0 | +2.0 [−0.5, +4.5] | 0.15 |",
@@ -67,8 +68,20 @@ def test_the_stated_comparison_has_its_own_p_and_the_others_holms(tmp_path: Path
 def test_a_sweep_of_another_backbone_has_order_and_floor(tmp_path: Path) -> None:
     rounds_csv(tmp_path, {"random": [0.0, 0, 0], "mal": [1.0, 2, 3], "vaal": [-1.0, 1, 0]})
     found = recompute.tables(tmp_path)
-    assert [len(lines) for lines in found.values()] == [2, 2, 3, 3]
+    assert [len(lines) for lines in found.values()] == [2, 2, 3, 0]
     assert found["MAL above each of the paper's"][0] == "| vaal | 51.0 | +2.0 [−0.5, +4.5] | 0.15 |"
+
+
+def test_recipes_of_one_file_are_told_apart(tmp_path: Path) -> None:
+    rounds_csv(tmp_path / "short", {"random": [0.0, 0, 0], "mal": [4.0, 5, 6]})
+    rounds_csv(tmp_path / "long", {"random": [0.0, 0, 0], "mal": [1.0, 2, 3], "mal_init_random": [3.0, 1, 2]})
+    frames = [pd.read_csv(tmp_path / name / "rounds.csv").assign(sweep=name) for name in ("short", "long")]
+    pd.concat(frames).to_csv(tmp_path / "both.csv", index=False)
+    found = recompute.by_recipe(tmp_path / "both.csv")
+    assert found["short, pairs"] == ["| mal above random | **+5.0 [+2.5, +7.5]** | 0.013 |"]
+    assert found["long, pairs"][0] == "| mal above random | +2.0 [−0.5, +4.5] | 0.22 |"
+    assert [len(lines) for lines in found.values()] == [3, 3, 1, 2]
+    assert found["long, floor"][1] == "| mal | 53.0 (+5.0) | 53.0 (+5.0) | 53.0 (+5.0) |"
 
 
 def test_holm_is_step_down_and_bold_is_below_a_twentieth() -> None:
