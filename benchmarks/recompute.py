@@ -194,12 +194,17 @@ def longer(folder: Path) -> list[str]:
 
 
 def by_recipe(file: Path) -> dict[str, list[str]]:
-    """Of a file with several sweeps, one recipe of M each: `| A above B | ... | p |` and the floor of each."""
-    frame, found = pd.read_csv(file), {}
-    for sweep, of_sweep in frame.groupby("sweep"):
-        rounds = Rounds(frame=of_sweep)
-        found |= {f"{sweep}, pairs": pairs(rounds, SMALL), f"{sweep}, floor": floor(rounds)}
-    return found
+    """Of a file with two sweeps, the short and the long recipe of M: `| A above B | ... | p |` and the floor of each.
+
+    difference: `| A above B | by the long recipe minus by the short one | p |`, paired by seed.
+    """
+    of = {name: Rounds(frame=frame) for name, frame in pd.read_csv(file).groupby("sweep")}
+    found = {f"{name}, pairs": pairs(rounds, SMALL) for name, rounds in of.items()}
+    found |= {f"{name}, floor": floor(rounds) for name, rounds in of.items()}
+    both = [pair for pair in SMALL if all(len(rounds.known(pair)) == 2 for rounds in of.values())]
+    changes = [(pair, differences(of["long"], *pair) - differences(of["short"], *pair)) for pair in both]
+    lines = compare([(f"{a} above {b}", change) for (a, b), change in changes])
+    return found | {"difference": [f"| {name} | {written(*line)} |" for name, *line in lines]}
 
 
 def across() -> dict[str, list[str]]:

@@ -73,14 +73,15 @@ def test_a_sweep_of_another_backbone_has_order_and_floor(tmp_path: Path) -> None
 
 
 def test_recipes_of_one_file_are_told_apart(tmp_path: Path) -> None:
-    rounds_csv(tmp_path / "short", {"random": [0.0, 0, 0], "mal": [4.0, 5, 6]})
+    rounds_csv(tmp_path / "short", {"random": [0.0, 0, 0], "mal": [4.0, 5, 6.5]})
     rounds_csv(tmp_path / "long", {"random": [0.0, 0, 0], "mal": [1.0, 2, 3], "mal_init_random": [3.0, 1, 2]})
     frames = [pd.read_csv(tmp_path / name / "rounds.csv").assign(sweep=name) for name in ("short", "long")]
     pd.concat(frames).to_csv(tmp_path / "both.csv", index=False)
     found = recompute.by_recipe(tmp_path / "both.csv")
-    assert found["short, pairs"] == ["| mal above random | **+5.0 [+2.5, +7.5]** | 0.013 |"]
+    assert found["short, pairs"] == ["| mal above random | **+5.2 [+2.0, +8.3]** | 0.019 |"]
     assert found["long, pairs"][0] == "| mal above random | +2.0 [−0.5, +4.5] | 0.22 |"
-    assert [len(lines) for lines in found.values()] == [3, 3, 1, 2]
+    assert found["difference"] == ["| mal above random | **−3.2 [−3.9, −2.4]** | 0.003 |"]
+    assert [len(lines) for lines in found.values()] == [3, 1, 3, 2, 1]
     assert found["long, floor"][1] == "| mal | 53.0 (+5.0) | 53.0 (+5.0) | 53.0 (+5.0) |"
 
 
